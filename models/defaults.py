@@ -1,0 +1,26 @@
+"""Numbers that the service and the offline commands must agree on. Sizes are (width, height) in pixels."""
+
+PADDING = 1.25
+"""A crop covers the bbox enlarged by this factor."""
+
+ASPECT = 0.75
+"""Width over height of a crop."""
+
+ROUTER_SIZE = (192, 256)
+DETECTOR_SIZE = 640
+
+MIN_SCORE = 0.3
+"""Detections below this score are dropped."""
+
+NMS_IOU = 0.7
+MAX_PEOPLE = 100
+"""People of one picture that are kept, the highest scores first."""
+
+P = 0.5
+"""Share of people sent to the large network."""
+
+THETA = 0.1
+"""Eq. 7: where in the range of scores k1 lies."""
+
+MODE = "tracking"
+POLICY = "band"

@@ -1,0 +1,180 @@
+"""TinyPose: the "naive" (attention-free) Lite-HRNet that PaddleDetection calls PP-TinyPose.
+
+Four branches at strides 4, 8, 16 and 32 with 40, 80, 160 and 320 channels exchange features eight times; a light
+top-down head brings them back to stride 4. 1.3 million parameters. Batch normalisation is folded into the convolutions,
+so every convolution has a bias and training is plain fine-tuning.
+
+Architecture: Lite-HRNet (Yu et al., CVPR 2021, naive variant); PP-TinyPose (PaddleDetection, Apache-2.0).
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CHANNELS = (40, 80, 160, 320)
+STEM_CHANNELS = 32
+MODULES = (2, 4, 2)  # exchange modules in the stages with 2, 3 and 4 branches
+BLOCKS = 2  # shuffle units of a branch in one module
+
+
+def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, 1, groups=channels)
+
+
+def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Depthwise 3x3 then pointwise, with no activation in between."""
+    return nn.Sequential(depthwise(inputs, stride), pointwise(inputs, outputs))
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """Interleave the two halves of the channels (ShuffleNet's channel shuffle with two groups)."""
+    return functional.channel_shuffle(x, 2)
+
+
+class Stem(nn.Module):
+    """3 x H x W -> 32 x H/4 x W/4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        half = STEM_CHANNELS // 2
+        self.conv = nn.Conv2d(3, STEM_CHANNELS, 3, 2, 1)
+        self.short = separable(half, half, 2)
+        self.expand = pointwise(half, STEM_CHANNELS)
+        self.reduce = separable(STEM_CHANNELS, half, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.conv(x).relu().chunk(2, dim=1)
+        left = self.short(left).relu()
+        right = self.reduce(self.expand(right).relu()).relu()
+        return shuffle(torch.cat((left, right), dim=1))
+
+
+class ShuffleUnit(nn.Module):
+    """Half of the channels pass unchanged, the other half through 1x1, depthwise 3x3, 1x1; then they are interleaved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.expand = pointwise(half, half)
+        self.mix = separable(half, half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        right = self.mix(self.expand(right).relu()).relu()
+        return shuffle(torch.cat((left, right), dim=1))
+
+
+class Downsample(nn.Module):
+    """From branch `source` down to branch `target`: separable convolutions of stride 2, ReLU between them, none after."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        inputs = CHANNELS[source]
+        steps = [separable(inputs, inputs, 2) for _ in range(target - source - 1)]
+        self.steps = nn.ModuleList([*steps, separable(inputs, CHANNELS[target], 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps[:-1]:
+            x = step(x).relu()
+        return self.steps[-1](x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """From branch `source` up to branch `target`: 1x1 convolution, then nearest neighbour."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.conv = pointwise(CHANNELS[source], CHANNELS[target])
+        self.factor = 2 ** (source - target)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(self.conv(x), scale_factor=self.factor, mode="nearest")
+
+
+class Exchange(nn.Module):
+    """One multi-resolution module: shuffle units on every branch, then every branch receives all the others.
+
+    Two habits of the published network are kept because its weights depend on them: the first branch counts twice in
+    every sum, and the lower branches receive the first one as already summed (before its ReLU).
+    """
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(ShuffleUnit(CHANNELS[i]) for _ in range(BLOCKS))) for i in range(branches)
+        )
+        self.fuse = nn.ModuleList(
+            nn.ModuleDict({str(j): _connect(j, i) for j in range(branches) if j != i}) for i in range(branches)
+        )
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        x = [branch(map_) for branch, map_ in zip(self.branches, x, strict=True)]
+        fused = []
+        for i, row in enumerate(self.fuse):
+            parts = [x[j] if j == i else row[str(j)](x[j]) for j in range(len(x))]  # type: ignore[index]
+            total = parts[0] + parts[0]
+            for part in parts[1:]:
+                total = total + part
+            if i == 0:
+                x[0] = total
+            fused.append(total.relu())
+        return fused
+
+
+def _connect(source: int, target: int) -> nn.Module:
+    return Upsample(source, target) if source > target else Downsample(source, target)
+
+
+class Head(nn.Module):
+    """From the coarsest branch to the finest, adding each on the way; then one 1x1 convolution to the heatmaps."""
+
+    def __init__(self, keypoints: int) -> None:
+        super().__init__()
+        widths = (*reversed(CHANNELS), CHANNELS[0])
+        self.project = nn.ModuleList(separable(a, b) for a, b in pairwise(widths))
+        self.final = pointwise(CHANNELS[0], keypoints)
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        *finer, x = branches
+        for project in self.project[:-1]:
+            x = functional.interpolate(project(x).relu(), scale_factor=2, mode="bilinear", align_corners=True)
+            x = x + finer.pop()
+        return self.final(self.project[-1](x).relu())  # type: ignore[no-any-return]
+
+
+class TinyPose(nn.Module):
+    """Normalised crops (N, 3, h, w), h and w multiples of 32 -> heatmaps (N, keypoints, h/4, w/4)."""
+
+    def __init__(self, keypoints: int = 17) -> None:
+        super().__init__()
+        self.stem = Stem()
+        self.transitions = nn.ModuleList(
+            [
+                separable(STEM_CHANNELS, CHANNELS[0]),
+                separable(STEM_CHANNELS, CHANNELS[1], 2),
+                separable(CHANNELS[1], CHANNELS[2], 2),
+                separable(CHANNELS[2], CHANNELS[3], 2),
+            ]
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Exchange(branches) for _ in range(modules))
+            for branches, modules in enumerate(MODULES, start=2)
+        )
+        self.head = Head(keypoints)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        stem = self.stem(crops)
+        branches = [self.transitions[0](stem).relu()]
+        deepest = stem
+        for transition, stage in zip(self.transitions[1:], self.stages, strict=True):
+            branches.append(transition(deepest).relu())
+            for module in stage:  # type: ignore[attr-defined]
+                branches = module(branches)
+            deepest = branches[-1]
+        return self.head(branches)  # type: ignore[no-any-return]

@@ -1,0 +1,99 @@
+"""Initial weights: reads the initialisers of a PP-TinyPose ONNX file into `models.tinypose.TinyPose`.
+
+    python -m training.initial pp-tinypose_256x192.onnx large.safetensors
+
+PP-TinyPose is part of PaddleDetection (Apache-2.0). The batch normalisation of the file is folded into its convolutions.
+Needs the development package `onnx`.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.tinypose import TinyPose
+
+
+def convolutions_in_file_order(network: TinyPose) -> Iterator[nn.Conv2d]:
+    """The network's convolutions in the order of the ONNX graph: depth first, a sum only when it is needed."""
+
+    def inside(module: nn.Module) -> Iterator[nn.Conv2d]:
+        return (m for m in module.modules() if isinstance(m, nn.Conv2d))
+
+    yield from inside(network.stem)
+    yield from inside(network.transitions[0])
+    rows: list[nn.Module] = []  # sums of the last module that are still to come, from the second branch on
+    for stage in network.stages:
+        for module in stage:  # type: ignore[attr-defined]
+            for i, branch in enumerate(module.branches):
+                if i > len(rows):
+                    yield from inside(network.transitions[i])
+                elif i > 0:
+                    yield from inside(rows[i - 1])
+                yield from inside(branch)
+                if i > 0:
+                    yield from inside(module.fuse[0][str(i)])
+            rows = list(module.fuse[1:])
+    for row in rows:
+        yield from inside(row)
+    yield from inside(network.head)
+
+
+def read_onnx(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every convolution of the file, in graph order; the bias is an `Add` after the convolution."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path)).graph
+    values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in values:  # stored as fp16
+            values[node.output[0]] = values[node.input[0]].astype(np.float32)
+    bias_of = {
+        operand: values[other]
+        for node in graph.node
+        if node.op_type == "Add"
+        for operand, other in (node.input, reversed(node.input))
+        if other in values
+    }
+    for node in graph.node:
+        if node.op_type == "Conv":
+            weight, bias = values[node.input[1]], bias_of[node.output[0]]
+            yield torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32).flatten()
+
+
+def load_onnx(path: Path) -> TinyPose:
+    """A TinyPose with the weights of a published ONNX file.
+
+    Raises ValueError when the file holds another architecture.
+    """
+    network = TinyPose()
+    pairs = zip(convolutions_in_file_order(network), read_onnx(path), strict=True)
+    with torch.no_grad():
+        for number, (convolution, (weight, bias)) in enumerate(pairs):
+            if convolution.weight.shape != weight.shape:
+                raise ValueError(
+                    f"convolution {number}: file has {tuple(weight.shape)}, "
+                    f"network {tuple(convolution.weight.shape)}"
+                )
+            convolution.weight.copy_(weight)
+            assert convolution.bias is not None
+            convolution.bias.copy_(bias)
+    return network.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("onnx", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    weights = {k: v.half().contiguous() for k, v in load_onnx(arguments.onnx).state_dict().items()}
+    save_file(weights, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
