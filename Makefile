@@ -1,0 +1,91 @@
+# make serve: install and serve on PORT.   make test: install and test.   make help: the rest.
+#
+# Each step of the installation leaves a stamp only when it has succeeded, so that an interrupted one starts again
+# and a finished one costs nothing.
+
+PYTHON ?= python3.11
+PORT ?= 8000
+# Where torch and torchvision come from. Empty: PyPI, with CUDA. https://download.pytorch.org/whl/cpu: CPU only, small.
+TORCH_INDEX ?=
+# Folder with pictures of people, for training and evaluation.
+DATA ?= data
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format lock clean install install-dev \
+	train-detector train-pose train-router calibrate evaluate load
+
+help: ## List what can be made.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+serve: install ## Serve on PORT (8000).
+	PORT=$(PORT) exec $(RUN) -m app
+
+test: install-dev ## Run the tests.
+	$(RUN) -m pytest
+
+lint: install-dev ## Check style and types.
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: install-dev ## Put the code into the project's style.
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+install: $(VENV)/serve.stamp
+
+install-dev: $(VENV)/dev.stamp
+
+$(VENV)/torch.stamp: requirements/torch.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r $<
+	touch $@
+
+# --no-deps: ultralytics asks for torch, which is there already and must not be looked for again.
+$(VENV)/serve.stamp: requirements/serve.txt $(VENV)/torch.stamp
+	$(PIP) install --no-deps --require-hashes -r $<
+	$(PIP) check
+	touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/serve.stamp
+	$(PIP) install --no-deps --require-hashes -r $<
+	$(PIP) check
+	touch $@
+
+# A package taken out of the lock stays installed until the environment is made anew.
+clean: ## Remove the environment.
+	rm -rf $(VENV) .venv-lock
+
+PIP_COMPILE := CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/pip-compile --quiet $(LOCK_FLAGS)
+# pip-compile ends its file with a warning about the packages that are left out on purpose.
+DROP_WARNING := sed -i -e '/^\# WARNING: The following packages/,$$d'
+
+lock: ## Write requirements/ anew from pyproject.toml; LOCK_FLAGS=--upgrade for newer releases.
+	test -x .venv-lock/bin/pip-compile || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install pip-tools==7.6.2; }
+	$(PIP_COMPILE) -o requirements/serve.txt pyproject.toml
+	$(DROP_WARNING) requirements/serve.txt
+	$(PIP_COMPILE) --extra dev -c requirements/serve.txt -o requirements/dev.txt pyproject.toml
+	$(DROP_WARNING) requirements/dev.txt
+
+train-detector: install-dev ## Train the person detector on DATA.
+	$(RUN) -m training.detector $(DATA)
+
+train-pose: install-dev ## Train the small and the large pose net on DATA.
+	$(RUN) -m training.pose $(DATA)
+
+train-router: install-dev ## Train the router on DATA with the trained pose nets.
+	$(RUN) -m calibration.train_router $(DATA)
+
+calibrate: install-dev ## Score the people of DATA and write the calibration file.
+	$(RUN) -m calibration.thresholds $(DATA)
+
+evaluate: install-dev ## Measure AP of small, large and routed on DATA.
+	$(RUN) -m calibration.evaluate $(DATA)
+
+load: install-dev ## Load a running service with the pictures of DATA.
+	$(RUN) -m benchmarks.load $(DATA)
