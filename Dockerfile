@@ -1,0 +1,36 @@
+# CPU:  docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t dynpose .
+#       docker run -p 8000:8000 dynpose
+# CUDA: docker build -t dynpose .        (PyPI's torch brings the CUDA libraries; the host needs the driver and
+#       docker run --gpus all -p 8000:8000 dynpose        the NVIDIA container toolkit)
+FROM python:3.11-slim
+
+# opencv-python, which ultralytics needs, loads these two system libraries; slim images lack them.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /srv/dynpose
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=8000
+
+# Dependencies before source: a change of code does not install them again.
+ARG TORCH_INDEX=
+COPY requirements requirements
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r requirements/torch.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/serve.txt \
+    && pip check
+
+COPY LICENSE README.md pyproject.toml ./
+COPY models models
+COPY calibration calibration
+COPY app app
+RUN python -m compileall -q app models calibration \
+    && useradd --system --no-create-home --shell /usr/sbin/nologin dynpose
+
+# The service writes nothing of its own but STATE_FILE, where that is set.
+USER dynpose
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/healthz', timeout=2)"]
+STOPSIGNAL SIGTERM
+# Exec form: python itself gets SIGTERM, answers what it has accepted, and ends.
+CMD ["python", "-m", "app"]
