@@ -1,7 +1,8 @@
-"""Reading people with keypoints: a COCO keypoint file whose pictures lie beside it in zip shards or as plain files.
+"""Reading people with keypoints: a COCO keypoint file whose pictures lie beside it in zip shards or as
+plain files.
 
-A folder holds `NAME.json` (`train`, `val`, ...). Each image names its `file_name` and, when it lies in a zip archive, the
-archive (`shard`). Everything is in pixels of the stored picture.
+A folder holds `NAME.json` (`train`, `val`, ...). Each image names its `file_name` and, when it lies in a
+zip archive, the archive (`shard`). Everything is in pixels of the stored picture.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ class LabelledImage:
 
 
 def is_held_back(image_id: int) -> bool:
-    """Whether a training picture belongs to the fixed tenth on which choices are made and nothing is trained."""
+    """Whether a training picture is of the fixed tenth that nothing is trained on and choices are made on."""
     return hashlib.sha1(str(image_id).encode()).digest()[0] % 10 == 0
 
 

@@ -2,7 +2,8 @@
 
 Methods:
 - `argmax`: the highest cell.
-- `quarter`: moved a quarter of a cell towards the higher neighbour (Newell et al., ECCV 2016; MMPose's default).
+- `quarter`: moved a quarter of a cell towards the higher neighbour (Newell et al., ECCV 2016; MMPose's
+  default).
 - `dark`: second-order step on the log of the smoothed heatmap (Zhang et al., CVPR 2020).
 - `dark_udp`: the same with one-cell differences and unbiased coordinates (Huang et al., CVPR 2020).
 """
@@ -21,8 +22,8 @@ Method = Literal["argmax", "quarter", "dark", "dark_udp"]
 def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     """Location and height of each heatmap's peak.
 
-    heatmaps: (N, K, h, w) float. Returns points (N, K, 2) in cells and scores (N, K), the maxima. Among equal maxima
-    the first in row order wins; a map without a positive value has its point at (-1, -1).
+    heatmaps: (N, K, h, w) float. Returns points (N, K, 2) in cells and scores (N, K), the maxima. Among
+    equal maxima the first in row order wins; a map without a positive value has its point at (-1, -1).
     """
     heatmaps = heatmaps.float()
     width = heatmaps.shape[3]
@@ -59,7 +60,7 @@ def _quarter_step(heatmaps: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _newton(gradient: tuple[Tensor, Tensor], hessian: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Minus the inverse Hessian (xx, xy, yy) times the gradient (x, y); zero where the Hessian is singular."""
+    """Minus inverse Hessian (xx, xy, yy) times gradient (x, y); zero where the Hessian is singular."""
     dx, dy = gradient
     dxx, dxy, dyy = hessian
     determinant = dxx * dyy - dxy * dxy
@@ -98,7 +99,7 @@ def _udp_step(log: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def smoothing_taps(height: int) -> int:
-    """Width in cells of the Gaussian that precedes DARK: 11 for a heatmap 64 cells high, in proportion to others."""
+    """Width in cells of the Gaussian that precedes DARK: 11 for a map 64 cells high, others in proportion."""
     return 2 * round(height * 5 / 64) + 1
 
 
@@ -121,10 +122,11 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Gaussian target heatmaps with peak 1.
 
-    points: (N, K, 2) in cells. visible: (N, K), the weight of each keypoint; below 0.5 it has an empty map. size:
-    (width, height) in cells. sigma in cells. `argmax` and `quarter`: centred on the nearest cell and cut off at three
-    sigma; `dark`: centred on the point itself, whole map; `dark_udp`: centred on the point, cut off at three sigma.
-    Returns heatmaps (N, K, h, w) float32 and weights (N, K): `visible`, but 0 where three sigma miss the map.
+    points: (N, K, 2) in cells. visible: (N, K), the weight of each keypoint; below 0.5 it has an empty map.
+    size: (width, height) in cells. sigma in cells. `argmax` and `quarter`: centred on the nearest cell and
+    cut off at three sigma; `dark`: centred on the point itself, whole map; `dark_udp`: centred on the
+    point, cut off at three sigma. Returns heatmaps (N, K, h, w) float32 and weights (N, K): `visible`, but
+    0 where three sigma miss the map.
     """
     width, height = size
     points = points.float()
@@ -147,9 +149,11 @@ def encode(
 
 
 def flip_heatmaps(heatmaps: Tensor, shift: bool) -> Tensor:
-    """Heatmaps (N, K, h, w) of a mirrored crop as if of the crop itself: columns mirrored, left and right swapped.
+    """Heatmaps (N, K, h, w) of a mirrored crop as if of the crop itself: columns mirrored, left and right
+    swapped.
 
-    shift: move them one cell right (column 0 stays), which mends the half-cell bias of a plain, non-UDP codec.
+    shift: move them one cell right (column 0 stays), which mends the half-cell bias of a plain, non-UDP
+    codec.
     """
     flipped = heatmaps[:, list(FLIP_INDEX)].flip(3)
     if shift:

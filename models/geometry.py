@@ -1,8 +1,8 @@
 """From a bbox to a crop, and from a crop's heatmap back to the picture.
 
-x goes right, y goes down, and a pixel's centre has integer coordinates. Sizes are (width, height). The conventions are
-those of MMPose's top-down nets: `plain` matrices have one scale for both axes; `udp` ones (Huang et al., CVPR 2020)
-map pixel centres to pixel centres, hence the `size - 1`.
+x goes right, y goes down, and a pixel's centre has integer coordinates. Sizes are (width, height). The
+conventions are those of MMPose's top-down nets: `plain` matrices have one scale for both axes; `udp` ones
+(Huang et al., CVPR 2020) map pixel centres to pixel centres, hence the `size - 1`.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ MIN_EXTENT = 1e-3
 def center_scale(boxes: Tensor, aspect: float = ASPECT, padding: float = PADDING) -> tuple[Tensor, Tensor]:
     """Centre and size of the crop of each box.
 
-    boxes: (N, 4) x, y, w, h in picture pixels. Returns center (N, 2) and scale (N, 2), the crop's width and height in
-    picture pixels: the padded box, enlarged along one side to the aspect (width / height). An extent of zero counts
-    as 0.001 px, so that the result is always invertible.
+    boxes: (N, 4) x, y, w, h in picture pixels. Returns center (N, 2) and scale (N, 2), the crop's width and
+    height in picture pixels: the padded box, enlarged along one side to the aspect (width / height). An
+    extent of zero counts as 0.001 px, so that the result is always invertible.
     """
     center = boxes[:, :2] + boxes[:, 2:] / 2
     width, height = (boxes[:, 2:] * padding).clamp(min=MIN_EXTENT).unbind(1)
@@ -48,8 +48,9 @@ def crop_matrix(
 ) -> Tensor:
     """Affine matrices (N, 2, 3), float64, from picture pixels to the pixels of a crop of `size`.
 
-    center, scale: (N, 2) from `center_scale`. rotation: (N,) degrees about the centre. A positive rotation turns the
-    picture counter-clockwise (as seen) with the plain matrix and clockwise with the UDP one, as MMPose does.
+    center, scale: (N, 2) from `center_scale`. rotation: (N,) degrees about the centre. A positive rotation
+    turns the picture counter-clockwise (as seen) with the plain matrix and clockwise with the UDP one, as
+    MMPose does.
     """
     center, scale = center.double(), scale.double()
     width, height = size
@@ -71,8 +72,9 @@ def crop_matrix(
 def cut_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear crops, zero outside the picture.
 
-    pictures: N tensors (H, W, 3) uint8, all on one device; the same object may repeat. matrices: (N, 2, 3) from
-    picture to crop, picture i goes with matrix i. Returns (N, 3, h, w) uint8 in channels-last memory on that device.
+    pictures: N tensors (H, W, 3) uint8, all on one device; the same object may repeat. matrices: (N, 2, 3)
+    from picture to crop, picture i goes with matrix i. Returns (N, 3, h, w) uint8 in channels-last memory
+    on that device.
     """
     width, height = size
     if pictures and pictures[0].is_cuda:
@@ -89,7 +91,7 @@ def cut_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int
 
 
 def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """`cut_crops` as one batched gather in torch, for CUDA: all pictures in one flat buffer, four taps a pixel."""
+    """`cut_crops` as one batched gather in torch, for CUDA: one flat buffer of pictures, four taps a pixel."""
     device = pictures[0].device
     width, height = size
     unique = {id(picture): picture for picture in pictures}
@@ -102,24 +104,25 @@ def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, 
     start, columns, rows = torch.tensor(layout, device=device).view(-1, 3, 1).unbind(1)
 
     linear, shift = matrices.to(device)[:, :, :2], matrices.to(device)[:, :, 2:]
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    axes = torch.arange(height, device=device), torch.arange(width, device=device)
+    y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack((x.flatten(), y.flatten())).double()
     source_x, source_y = torch.linalg.solve(linear, grid - shift).unbind(1)  # (N, h * w)
     left, top = source_x.floor(), source_y.floor()
-    total_value = torch.zeros(len(pictures), height * width, 3, device=device)
+    values = torch.zeros(len(pictures), height * width, 3, device=device)
     for step_x, weight_x in ((0, 1 + left - source_x), (1, source_x - left)):
         for step_y, weight_y in ((0, 1 + top - source_y), (1, source_y - top)):
             tap_x, tap_y = left + step_x, top + step_y
             inside = (tap_x >= 0) & (tap_x < columns) & (tap_y >= 0) & (tap_y < rows)
             index = torch.where(inside, start + tap_y * columns + tap_x, 0).long()
             weight = torch.where(inside, weight_x * weight_y, 0).float()
-            total_value += weight.unsqueeze(2) * buffer[index]
-    crops = total_value.round().clamp(0, 255).to(torch.uint8)
+            values += weight.unsqueeze(2) * buffer[index]
+    crops = values.round().clamp(0, 255).to(torch.uint8)
     return crops.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
 
 def normalize(crops: Tensor) -> Tensor:
-    """(N, 3, h, w) RGB on the 0..255 scale -> float32, zero mean and unit variance per channel over ImageNet."""
+    """(N, 3, h, w) RGB on the 0..255 scale -> float32, standardised by ImageNet's mean and deviation."""
     mean = torch.tensor(MEAN, device=crops.device).view(3, 1, 1)
     std = torch.tensor(STD, device=crops.device).view(3, 1, 1)
     return (crops.float() - mean) / std

@@ -62,7 +62,7 @@ SIGMAS = (
     0.089,
     0.089,
 )
-"""OKS: the standard deviation of annotators per keypoint, as a share of the square root of the person's area."""
+"""OKS: the standard deviation of annotators per keypoint, as a share of the square root of the area."""
 
 FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 

@@ -1,8 +1,8 @@
 """TinyPose: the "naive" (attention-free) Lite-HRNet that PaddleDetection calls PP-TinyPose.
 
-Four branches at strides 4, 8, 16 and 32 with 40, 80, 160 and 320 channels exchange features eight times; a light
-top-down head brings them back to stride 4. 1.3 million parameters. Batch normalisation is folded into the convolutions,
-so every convolution has a bias and training is plain fine-tuning.
+Four branches at strides 4, 8, 16 and 32 with 40, 80, 160 and 320 channels exchange features eight times; a
+light top-down head brings them back to stride 4. 1.3 million parameters. Batch normalisation is folded into
+the convolutions, so every convolution has a bias and training is plain fine-tuning.
 
 Architecture: Lite-HRNet (Yu et al., CVPR 2021, naive variant); PP-TinyPose (PaddleDetection, Apache-2.0).
 """
@@ -56,7 +56,7 @@ class Stem(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """Half of the channels pass unchanged, the other half through 1x1, depthwise 3x3, 1x1; then they are interleaved."""
+    """Half of the channels pass, the others go through 1x1, depthwise 3x3, 1x1; then interleaved."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ShuffleUnit(nn.Module):
 
 
 class Downsample(nn.Module):
-    """From branch `source` down to branch `target`: separable convolutions of stride 2, ReLU between them, none after."""
+    """Branch `source` down to branch `target`: separable convolutions of stride 2, ReLU only between them."""
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class Upsample(nn.Module):
 class Exchange(nn.Module):
     """One multi-resolution module: shuffle units on every branch, then every branch receives all the others.
 
-    Two habits of the published network are kept because its weights depend on them: the first branch counts twice in
-    every sum, and the lower branches receive the first one as already summed (before its ReLU).
+    Two habits of the published network are kept because its weights depend on them: the first branch counts
+    twice in every sum, and the lower branches receive the first one as already summed (before its ReLU).
     """
 
     def __init__(self, branches: int) -> None:
@@ -110,7 +110,8 @@ class Exchange(nn.Module):
             nn.Sequential(*(ShuffleUnit(CHANNELS[i]) for _ in range(BLOCKS))) for i in range(branches)
         )
         self.fuse = nn.ModuleList(
-            nn.ModuleDict({str(j): _connect(j, i) for j in range(branches) if j != i}) for i in range(branches)
+            nn.ModuleDict({str(j): _connect(j, i) for j in range(branches) if j != i})
+            for i in range(branches)
         )
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
@@ -132,7 +133,7 @@ def _connect(source: int, target: int) -> nn.Module:
 
 
 class Head(nn.Module):
-    """From the coarsest branch to the finest, adding each on the way; then one 1x1 convolution to the heatmaps."""
+    """From the coarsest branch to the finest, adding each on the way; then 1x1 to the heatmaps."""
 
     def __init__(self, keypoints: int) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
     python -m training.initial pp-tinypose_256x192.onnx large.safetensors
 
-PP-TinyPose is part of PaddleDetection (Apache-2.0). The batch normalisation of the file is folded into its convolutions.
-Needs the development package `onnx`.
+PP-TinyPose is part of PaddleDetection (Apache-2.0). The batch normalisation of the file is folded into its
+convolutions. Needs the development package `onnx`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from models.tinypose import TinyPose
 
 
 def convolutions_in_file_order(network: TinyPose) -> Iterator[nn.Conv2d]:
-    """The network's convolutions in the order of the ONNX graph: depth first, a sum only when it is needed."""
+    """Convolutions in the order of the ONNX graph: depth first, a sum only when it is needed."""
 
     def inside(module: nn.Module) -> Iterator[nn.Conv2d]:
         return (m for m in module.modules() if isinstance(m, nn.Conv2d))
@@ -44,7 +44,7 @@ def convolutions_in_file_order(network: TinyPose) -> Iterator[nn.Conv2d]:
 
 
 def read_onnx(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """(weight, bias) of every convolution of the file, in graph order; the bias is an `Add` after the convolution."""
+    """(weight, bias) of every convolution of the file, in graph order; the bias is the `Add` after it."""
     import onnx
     from onnx import numpy_helper
 
@@ -87,7 +87,9 @@ def load_onnx(path: Path) -> TinyPose:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("onnx", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ UPPER_BODY, LOWER_BODY = range(11), range(11, 17)
 
 @dataclass(frozen=True)
 class Sample:
-    """One person: picture (H, W, 3) uint8, bbox (4,) xywh, keypoints (17, 2) in picture pixels, weights (17,) in 0..1."""
+    """One person: picture (H, W, 3) uint8; bbox xywh, keypoints (17, 2) in its pixels; weights (17,)."""
 
     picture: Tensor
     bbox: np.ndarray
@@ -29,13 +29,12 @@ class Sample:
     area: float
 
 
-def load_people(
-    data: Path, more: Path | None, teacher: Path | None
-) -> tuple[list[Sample], list[Sample]]:
-    """(training, held-back) people of `data/train.json`, and `more/more.json` for training only, pictures decoded.
+def load_people(data: Path, more: Path | None, teacher: Path | None) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-back) people of `data/train.json`, and `more/more.json` for training only, pictures
+    decoded.
 
-    Joints of `data` that nobody annotated get the teacher's position, weighted by its confidence. Held-back people keep
-    only what was annotated.
+    Joints of `data` that nobody annotated get the teacher's position, weighted by its confidence. Held-back
+    people keep only what was annotated.
     """
     answers: dict[int, np.ndarray] = {}
     if teacher is not None:
@@ -78,8 +77,9 @@ def augmented(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random views: crops (N, 3, h, w) uint8, keypoints (N, 17, 2) in crop pixels, weights (N, 17).
 
-    One affine warp a person: mirrored (half of them), scaled by 0.75 to 1.25, turned by up to 30 degrees (60 %), the
-    box shifted a little, some cut to half of the body; then colour, blur and loss of resolution.
+    One affine warp a person: mirrored (half of them), scaled by 0.75 to 1.25, turned by up to 30 degrees
+    (60 %), the box shifted a little, some cut to half of the body; then colour, blur and loss of
+    resolution.
     """
     count = len(samples)
     boxes = torch.from_numpy(np.stack([_half_body(s, random) for s in samples]))

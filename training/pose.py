@@ -1,10 +1,11 @@
 """Trains one of the two pose nets.
 
-    python -m training.pose --role large --data DIR --start initial.safetensors --out large.safetensors --minutes 90
+    python -m training.pose --role large --data DIR --start initial.safetensors --out large.safetensors
+    --minutes 90
 
-`--start` is made by `training.initial`, `--teacher` by `training.teacher`. The weights written are an exponential moving
-average, in fp16. A checkpoint beside `--out` lets the same command go on where it was stopped; the curve is a
-JSON line per evaluation on the held-back tenth of the training pictures.
+`--start` is made by `training.initial`, `--teacher` by `training.teacher`. The weights written are an
+exponential moving average, in fp16. A checkpoint beside `--out` lets the same command go on where it was
+stopped; the curve is a JSON line per evaluation on the held-back tenth of the training pictures.
 """
 
 import argparse
@@ -52,7 +53,7 @@ WEIGHT_DECAY = 1e-3
 
 
 def pose_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Squared error summed over a map, averaged over the joints by weight. (N, K, h, w) twice, (N, K) -> scalar."""
+    """Squared error summed over a map, averaged over joints by weight. (N, K, h, w) twice, (N, K) -> ()."""
     error = (heatmaps.float() - targets).square().sum(dim=(2, 3))
     return (error * weights).sum() / weights.sum().clamp(min=1)
 
@@ -69,7 +70,7 @@ def similarity(predicted: np.ndarray, samples: list[Sample]) -> np.ndarray:
 
 
 def evaluate(network: TinyPose, recipe: Recipe, samples: list[Sample], batch: int = 32) -> dict[str, float]:
-    """Per source: mean OKS and average recall (mean share over OKS thresholds 0.50:0.05:0.95) on given boxes."""
+    """Per source, on given boxes: mean OKS and average recall (over OKS thresholds 0.50:0.05:0.95)."""
     device = next(network.parameters()).device
 
     @torch.inference_mode()
@@ -120,7 +121,12 @@ class Trainer:
         labelled = (weights > 0).to(self.device)
         targets, inside = encode((points / STRIDE).to(self.device), labelled, maps, recipe.sigma)
 
-        rate = recipe.rate * min(1, (self.step + 1) / WARM_UP_STEPS) * (1 + math.cos(math.pi * self.progress)) / 2
+        rate = (
+            recipe.rate
+            * min(1, (self.step + 1) / WARM_UP_STEPS)
+            * (1 + math.cos(math.pi * self.progress))
+            / 2
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         inputs = normalize(crops.to(self.device)).contiguous(memory_format=torch.channels_last)
@@ -128,7 +134,7 @@ class Trainer:
             heatmaps = self.network(inputs)
         loss = pose_loss(heatmaps, targets, inside * weights.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 20.0)
         self.optimizer.step()
         self.step += 1
@@ -179,7 +185,9 @@ def epoch(samples: list[Sample], random: np.random.Generator) -> list[int]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--role", choices=RECIPES, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.json")
     parser.add_argument("--more", type=Path, help="folder with more.json, labelled by a network")
@@ -187,7 +195,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, required=True, help="initial weights")
     parser.add_argument("--out", type=Path, required=True, help="weights to write")
     parser.add_argument("--minutes", type=float, required=True, help="of training, over all resumed runs")
-    parser.add_argument("--report-every", type=float, default=5, help="minutes between evaluations and checkpoints")
+    parser.add_argument(
+        "--report-every", type=float, default=5, help="minutes between evaluations and checkpoints"
+    )
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--sigma", type=float, help="of the target Gaussian, in cells")
     parser.add_argument("--size", type=int, nargs=2, help="input width and height")

@@ -2,9 +2,9 @@
 
     python -m training.teacher pp-tinypose_256x192.onnx --data DIR --out teacher.npz
 
-The teacher is PP-TinyPose 256x192, its heatmaps averaged over the crop and its mirror image, its keypoints over three
-paddings of the box (weighted by confidence). Writes, per annotation id, keypoints (17, 3): x, y, confidence in the
-stored picture.
+The teacher is PP-TinyPose 256x192, its heatmaps averaged over the crop and its mirror image, its keypoints
+over three paddings of the box (weighted by confidence). Writes, per annotation id, keypoints (17, 3): x, y,
+confidence in the stored picture.
 """
 
 import argparse
@@ -37,12 +37,15 @@ def ask(network: TinyPose, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
         points, scores = decode(heatmaps)
         points = to_picture(points, center, scale, (heatmaps.shape[3], heatmaps.shape[2]))
         answers.append(torch.cat((points, scores.clamp(min=1e-3).unsqueeze(2)), dim=2))
-    points, scores = torch.stack(answers).split((2, 1), dim=3)
+    stacked = torch.stack(answers)
+    points, scores = stacked[..., :2], stacked[..., 2:]
     return torch.cat(((points * scores).sum(0) / scores.sum(0), scores.mean(0)), dim=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("onnx", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -50,7 +53,7 @@ def main() -> None:
     if not has_split(arguments.data, "train"):
         print(f"skipped: needs pictures with people in {arguments.data}")
         return
-    network = load_onnx(arguments.onnx).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = load_onnx(arguments.onnx).to(memory_format=torch.channels_last)
     pictures = Pictures(arguments.data)
     ids, answers = [], []
     for number, image in enumerate(read_split(arguments.data, "train")):

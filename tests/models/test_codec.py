@@ -86,7 +86,9 @@ def test_a_map_without_a_positive_value_has_no_location(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", ["argmax", "quarter", "dark", "dark_udp"])
-def test_people_are_decoded_independently_of_their_batch(reference: dict[str, Tensor], method: Method) -> None:
+def test_people_are_decoded_independently_of_their_batch(
+    reference: dict[str, Tensor], method: Method
+) -> None:
     maps = reference["heatmaps"][None]
     other = maps.flip(2)
     alone = decode(maps, method)[0]

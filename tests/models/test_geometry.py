@@ -129,7 +129,15 @@ extents = st.floats(1, 1500, allow_nan=False, width=32)
 
 
 @settings(deadline=None, max_examples=100)
-@given(x=coordinates, y=coordinates, width=extents, height=extents, u=st.floats(0, 1), v=st.floats(0, 1), udp=st.booleans())
+@given(
+    x=coordinates,
+    y=coordinates,
+    width=extents,
+    height=extents,
+    u=st.floats(0, 1),
+    v=st.floats(0, 1),
+    udp=st.booleans(),
+)
 def test_a_point_survives_the_way_to_the_crop_and_back(
     x: float, y: float, width: float, height: float, u: float, v: float, udp: bool
 ) -> None:
@@ -137,7 +145,8 @@ def test_a_point_survives_the_way_to_the_crop_and_back(
     matrix = crop_matrix(center, scale, SIZE, udp=udp)
     point = torch.tensor([[x + u * width, y + v * height]], dtype=torch.float64)
     crop_point = point @ matrix[0, :, :2].T + matrix[0, :, 2]
-    assert (crop_point >= -1e-2).all() and (crop_point <= torch.tensor(SIZE) + 1e-2).all()
+    assert (crop_point >= -1e-2).all()
+    assert (crop_point <= torch.tensor(SIZE) + 1e-2).all()
     cells = crop_point * ((torch.tensor(HEATMAP) - 1) / (torch.tensor(SIZE) - 1)) if udp else crop_point / 4
     back = to_picture(cells[None], center, scale, HEATMAP, udp=udp)
     assert furthest(back[0], point) < 5e-3

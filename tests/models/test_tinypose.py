@@ -20,7 +20,9 @@ def test_it_has_the_parameters_of_pp_tinypose(network: TinyPose) -> None:
     assert sum(p.numel() for p in network.parameters()) == 1_300_177
 
 
-@pytest.mark.parametrize(("width", "height", "gigamacs"), [(96, 128, 0.076), (192, 256, 0.302), (288, 384, 0.680)])
+@pytest.mark.parametrize(
+    ("width", "height", "gigamacs"), [(96, 128, 0.076), (192, 256, 0.302), (288, 384, 0.680)]
+)
 def test_its_cost_and_heatmaps_grow_with_the_input(
     network: TinyPose, width: int, height: int, gigamacs: float
 ) -> None:
@@ -39,13 +41,15 @@ def test_a_person_is_estimated_independently_of_the_batch(network: TinyPose) -> 
 
 def test_every_parameter_learns(network: TinyPose) -> None:
     crops = torch.randn(1, 3, 128, 96, generator=torch.Generator().manual_seed(2))
-    TinyPose.forward(network, crops).square().sum().backward()
+    TinyPose.forward(network, crops).square().sum().backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     network.zero_grad(set_to_none=True)
     assert idle == []
 
 
-@pytest.mark.skipif(ONNX_FOLDER is None, reason="PP_TINYPOSE_FOLDER names no folder with the published ONNX files")
+@pytest.mark.skipif(
+    ONNX_FOLDER is None, reason="PP_TINYPOSE_FOLDER names no folder with the published ONNX files"
+)
 @pytest.mark.parametrize(("width", "height"), [(96, 128), (192, 256)])
 def test_published_weights_give_the_published_heatmaps(width: int, height: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
