@@ -15,16 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"models", "calibration"},
     "benchmarks": {"models", "calibration", "app"},
 }
-LEFT_TO_APP = {
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "pydantic",
-    "prometheus_client",
-    "asyncio",
-    "threading",
-    "time",
-}
+LEFT_TO_APP = {"fastapi", "starlette", "uvicorn", "prometheus_client", "asyncio", "threading", "time"}
 """models/ has no HTTP, no threads and no clock."""
 ONE_THREADED_FILE = "app/batching.py"
 
