@@ -1,7 +1,7 @@
 """Load of a running service: speed at several p, with p turning under load, and the share that p gives.
 
     python -m benchmarks.load DATA                        images/s, people/s and latency at p = 0, 0.5, 1
-    python -m benchmarks.load DATA --patch-every 1        p changes every second; answers are grouped by their p
+    python -m benchmarks.load DATA --patch-every 1        p turns every second; answers grouped by their p
     python -m benchmarks.load DATA --share 4000 --p 0.25  the realised share of 4,000 people
 
 DATA is a folder with `val.json` (COCO format) or with plain pictures. The service's p is put back at the end.

@@ -19,7 +19,7 @@ class Post:
 
 
 def read_posts(folder: Path, split: str) -> list[Post]:
-    """The pictures that `folder/split.json` (COCO format) names, or without that file every picture in `folder`.
+    """The pictures that `folder/split.json` (COCO) names, or without it all pictures in `folder`.
 
     Empty where there is neither.
     """
