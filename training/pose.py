@@ -44,8 +44,8 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(size=(96, 128), sigma=1.5, rate=1e-4, batch=64),
-    "large": Recipe(size=(288, 384), sigma=2.5, rate=3e-4, batch=16),
+    "small": Recipe(size=(96, 128), sigma=1.1, rate=1e-4, batch=32),
+    "large": Recipe(size=(288, 384), sigma=2.5, rate=5e-4, batch=16),
 }
 WARM_UP_STEPS = 50
 EMA_DECAY = 0.998
