@@ -2,7 +2,7 @@
 #       docker run -p 8000:8000 dynpose
 # CUDA: docker build -t dynpose .        (PyPI's torch brings the CUDA libraries; the host needs the driver and
 #       docker run --gpus all -p 8000:8000 dynpose        the NVIDIA container toolkit)
-FROM python:3.11-slim
+FROM python:3.11-slim-bookworm
 
 # opencv-python, which ultralytics needs, loads these two system libraries; slim images lack them.
 RUN apt-get update \
