@@ -1,18 +1,14 @@
 """Initial weights: reads the initialisers of a PP-TinyPose ONNX file into `models.tinypose.TinyPose`.
 
-    python -m training.initial pp-tinypose_256x192.onnx large.safetensors
-
 PP-TinyPose is part of PaddleDetection (Apache-2.0). The batch normalisation of the file is folded into its
 convolutions. Needs the development package `onnx`.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.tinypose import TinyPose
@@ -84,18 +80,3 @@ def load_onnx(path: Path) -> TinyPose:
             assert convolution.bias is not None
             convolution.bias.copy_(bias)
     return network.eval()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("onnx", type=Path)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    weights = {k: v.half().contiguous() for k, v in load_onnx(arguments.onnx).state_dict().items()}
-    save_file(weights, arguments.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,12 @@
-"""Trains one of the two pose nets.
+"""Trains the pose nets.
 
-    python -m training.pose --role large --data DIR --start initial.safetensors --out large.safetensors
-    --minutes 90
+    python -m training.pose DATA --initial FOLDER [--more FOLDER] [--role small large] [--out runs/pose]
 
-`--start` is made by `training.initial`, `--teacher` by `training.teacher`. The weights written are an
-exponential moving average, in fp16. A checkpoint beside `--out` lets the same command go on where it was
-stopped; the curve is a JSON line per evaluation on the held-back tenth of the training pictures.
+DATA has `train.json`; `--initial` the published PP-TinyPose ONNX files that the nets start from and learn
+missing labels from; `--more` a `more.json` labelled by a network. Writes ROLE.safetensors (fp16, the moving
+average of the weights), ROLE.jsonl (the curve: a line per evaluation on the held-back tenth of the training
+pictures) and ROLE.checkpoint, from which the same command goes on where it was stopped. Runs on CUDA where
+there is one.
 """
 
 import argparse
@@ -14,21 +15,22 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from calibration.data import has_split
 from models.codec import encode
-from models.estimator import PoseEstimator
 from models.geometry import normalize
-from models.skeleton import SIGMAS
 from models.tinypose import TinyPose
+from training.initial import load_onnx
 from training.people import Sample, augmented, load_people
+from training.progress import evaluate
+from training.teacher import save_answers
 
 STRIDE = 4
 
@@ -40,13 +42,20 @@ class Recipe:
     sigma: float
     """Of the target Gaussian, in heatmap cells."""
     rate: float
+    """Peak learning rate."""
     batch: int
+    minutes: float
+    """Of training, over all resumed runs; the learning rate falls to zero over them."""
+    initial: str
 
 
 RECIPES = {
-    "small": Recipe(size=(96, 128), sigma=1.1, rate=1e-4, batch=32),
-    "large": Recipe(size=(288, 384), sigma=2.5, rate=5e-4, batch=16),
+    "small": Recipe((96, 128), sigma=1.1, rate=1e-4, batch=32, minutes=12, initial="pp-tinypose_128x96.onnx"),
+    "large": Recipe(
+        (288, 384), sigma=2.5, rate=5e-4, batch=16, minutes=72, initial="pp-tinypose_256x192.onnx"
+    ),
 }
+TEACHER = "pp-tinypose_256x192.onnx"
 WARM_UP_STEPS = 50
 EMA_DECAY = 0.998
 WEIGHT_DECAY = 1e-3
@@ -58,48 +67,12 @@ def pose_loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return (error * weights).sum() / weights.sum().clamp(min=1)
 
 
-def similarity(predicted: np.ndarray, samples: list[Sample]) -> np.ndarray:
-    """OKS (N,) of predicted keypoints (N, 17, 2+) with the annotated ones."""
-    variances = (2 * np.array(SIGMAS)) ** 2
-    scores = []
-    for points, sample in zip(predicted, samples, strict=True):
-        labelled = sample.weights > 0
-        squared = ((points[:, :2] - sample.keypoints) ** 2).sum(axis=1)
-        scores.append(np.exp(-squared / (2 * variances * max(sample.area, 1)))[labelled].mean())
-    return np.array(scores)
-
-
-def evaluate(network: TinyPose, recipe: Recipe, samples: list[Sample], batch: int = 32) -> dict[str, float]:
-    """Per source, on given boxes: mean OKS and average recall (over OKS thresholds 0.50:0.05:0.95)."""
-    device = next(network.parameters()).device
-
-    @torch.inference_mode()
-    def run(crops: Tensor) -> Tensor:
-        return network(crops.to(device, memory_format=torch.channels_last)).float()  # type: ignore[no-any-return]
-
-    estimator = PoseEstimator(run, input_size=recipe.size, codec="dark")
-    results = {}
-    for source in sorted({sample.source for sample in samples}):
-        chosen = [sample for sample in samples if sample.source == source]
-        predicted = [
-            estimator([s.picture for s in part], torch.from_numpy(np.stack([s.bbox for s in part])))
-            for part in (chosen[i : i + batch] for i in range(0, len(chosen), batch))
-        ]
-        oks = similarity(torch.cat(predicted).numpy(), chosen)
-        results[f"{source}_oks"] = round(float(oks.mean()), 4)
-        results[f"{source}_ar"] = round(float((oks[:, None] > np.arange(0.5, 0.96, 0.05)).mean()), 4)
-    return results
-
-
 class Trainer:
     """Network, moving average, optimiser and place in the sample order; all of it in one checkpoint."""
 
-    def __init__(self, recipe: Recipe, start: Path, device: torch.device, minutes: float, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.recipe, self.device, self.minutes = recipe, device, minutes
-        self.network = TinyPose()
-        self.network.load_state_dict({k: v.float() for k, v in load_file(start).items()})
-        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, recipe: Recipe, network: TinyPose, device: torch.device, seed: int) -> None:
+        self.recipe, self.device = recipe, device
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), recipe.rate, weight_decay=WEIGHT_DECAY)
         self.random = np.random.default_rng(seed)
@@ -108,7 +81,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return min(1.0, self.elapsed / (60 * self.minutes))
+        return min(1.0, self.elapsed / (60 * self.recipe.minutes))
 
     def train_step(self, samples: list[Sample]) -> None:
         began = time.monotonic()
@@ -184,61 +157,25 @@ def epoch(samples: list[Sample], random: np.random.Generator) -> list[int]:
     return indices
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out: Path, every: float) -> None:
+    """Run to the end of the recipe; evaluate and save every `every` minutes, as `out` with three suffixes."""
+    weights, checkpoint, log = (
+        out.with_suffix(suffix) for suffix in (".safetensors", ".checkpoint", ".jsonl")
     )
-    parser.add_argument("--role", choices=RECIPES, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.json")
-    parser.add_argument("--more", type=Path, help="folder with more.json, labelled by a network")
-    parser.add_argument("--teacher", type=Path, help="answers written by training.teacher")
-    parser.add_argument("--start", type=Path, required=True, help="initial weights")
-    parser.add_argument("--out", type=Path, required=True, help="weights to write")
-    parser.add_argument("--minutes", type=float, required=True, help="of training, over all resumed runs")
-    parser.add_argument(
-        "--report-every", type=float, default=5, help="minutes between evaluations and checkpoints"
-    )
-    parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--sigma", type=float, help="of the target Gaussian, in cells")
-    parser.add_argument("--size", type=int, nargs=2, help="input width and height")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    if not has_split(options.data, "train"):
-        print(f"skipped: needs pictures with people in {options.data}")
-        return
-    torch.set_num_threads(options.threads)
-    base = RECIPES[options.role]
-    recipe = Recipe(
-        size=tuple(options.size) if options.size else base.size,
-        sigma=options.sigma or base.sigma,
-        rate=options.rate or base.rate,
-        batch=base.batch,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples, held_back = load_people(options.data, options.more, options.teacher)
-    print(f"{len(samples)} people to learn from, {len(held_back)} held back; {recipe}", flush=True)
-
-    trainer = Trainer(recipe, options.start, device, options.minutes, options.seed)
-    checkpoint, log = options.out.with_suffix(".checkpoint"), options.out.with_suffix(".jsonl")
     if checkpoint.exists():
         trainer.load(checkpoint)
     reported = -math.inf
     while True:
         done = trainer.progress >= 1
-        if done or trainer.elapsed - reported >= 60 * options.report_every:
+        if done or trainer.elapsed - reported >= 60 * every:
             reported = trainer.elapsed
-            trainer.export(options.out)
+            trainer.export(weights)
             trainer.save(checkpoint)
             row = {
                 "minutes": round(trainer.elapsed / 60, 1),
-                "people": trainer.step * recipe.batch,
+                "people": trainer.step * trainer.recipe.batch,
                 "loss": round(trainer.loss, 3),
-                **evaluate(trainer.average, recipe, held_back),
+                **evaluate(trainer.average, trainer.recipe.size, held_back),
             }
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -246,6 +183,41 @@ def main() -> None:
         if done:
             return
         trainer.train_step(samples)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--initial", type=Path, default=Path("initial"))
+    parser.add_argument("--more", type=Path)
+    parser.add_argument("--role", choices=RECIPES, nargs="+", default=list(RECIPES))
+    parser.add_argument("--out", type=Path, default=Path("runs/pose"))
+    parser.add_argument("--minutes", type=float, help="instead of the recipe's")
+    parser.add_argument("--every", type=float, default=4, help="minutes between evaluations and checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if not has_split(options.data, "train"):
+        print(f"skipped: needs pictures with people in {options.data}")
+        return
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    teacher = options.out / "teacher.npz"
+    if not teacher.exists():
+        save_answers(load_onnx(options.initial / TEACHER), options.data, teacher)
+    samples, held_back = load_people(options.data, options.more, teacher)
+    for role in options.role:
+        recipe = RECIPES[role]
+        if options.minutes is not None:
+            recipe = replace(recipe, minutes=options.minutes)
+        print(
+            f"{role}: {len(samples)} people to learn from, {len(held_back)} held back; {recipe}", flush=True
+        )
+        trainer = Trainer(recipe, load_onnx(options.initial / recipe.initial), device, options.seed)
+        train(trainer, samples, held_back, options.out / role, options.every)
 
 
 if __name__ == "__main__":

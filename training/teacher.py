@@ -1,13 +1,9 @@
 """Asks a published pose net about every training person, for the joints that nobody annotated.
 
-    python -m training.teacher pp-tinypose_256x192.onnx --data DIR --out teacher.npz
-
 The teacher is PP-TinyPose 256x192, its heatmaps averaged over the crop and its mirror image, its keypoints
-over three paddings of the box (weighted by confidence). Writes, per annotation id, keypoints (17, 3): x, y,
-confidence in the stored picture.
+over three paddings of the box, weighted by confidence.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.data import Pictures, has_split, read_split
+from calibration.data import Pictures, read_split
 from models.codec import decode, flip_heatmaps
 from models.geometry import center_scale, crop_matrix, cut_crops, normalize, to_picture
 from models.tinypose import TinyPose
-from training.initial import load_onnx
 
 SIZE = (192, 256)
 PADDINGS = (1.1, 1.25, 1.45)
@@ -42,34 +37,18 @@ def ask(network: TinyPose, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
     return torch.cat(((points * scores).sum(0) / scores.sum(0), scores.mean(0)), dim=2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("onnx", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    if not has_split(arguments.data, "train"):
-        print(f"skipped: needs pictures with people in {arguments.data}")
-        return
-    network = load_onnx(arguments.onnx).to(memory_format=torch.channels_last)
-    pictures = Pictures(arguments.data)
-    ids, answers = [], []
-    for number, image in enumerate(read_split(arguments.data, "train")):
+def save_answers(network: TinyPose, data: Path, out: Path) -> None:
+    """Write, per annotation id of `data/train.json`, keypoints (17, 3): x, y in the picture, confidence."""
+    network = network.to(memory_format=torch.channels_last)
+    pictures = Pictures(data)
+    ids: list[int] = []
+    answers: list[Tensor] = []
+    for image in read_split(data, "train"):
         people = [person for person in image.people if person.has_pose]
         if not people:
             continue
         picture = pictures(image)
         boxes = torch.tensor([person.bbox for person in people])
-        for start in range(0, len(people), BATCH):
-            chunk = boxes[start : start + BATCH]
-            answers.append(ask(network, [picture] * len(chunk), chunk))
+        answers += [ask(network, [picture] * len(part), part) for part in torch.split(boxes, BATCH)]
         ids += [person.id for person in people]
-        if number % 200 == 0:
-            print(f"{len(ids)} people", flush=True)
-    np.savez(arguments.out, ids=np.array(ids), keypoints=torch.cat(answers).numpy())
-
-
-if __name__ == "__main__":
-    main()
+    np.savez(out, ids=np.array(ids), keypoints=torch.cat(answers).numpy())

@@ -1,0 +1,109 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.tinypose import TinyPose
+from training import pose
+from training.people import Sample
+from training.pose import RECIPES, Trainer, epoch, pose_loss, train
+from training.progress import similarity
+
+CPU = torch.device("cpu")
+TINY = replace(RECIPES["small"], size=(64, 64), batch=2, minutes=0.03)
+
+
+def people(count: int = 4) -> list[Sample]:
+    random = np.random.default_rng(0)
+    return [
+        Sample(
+            torch.from_numpy(random.integers(0, 255, (48, 40, 3), dtype=np.uint8)),
+            np.array([4, 4, 30, 40], dtype=np.float32),
+            random.uniform(5, 35, (17, 2)).astype(np.float32),
+            np.ones(17, dtype=np.float32),
+            "ground_truth" if i % 2 else "more",
+            600.0,
+        )
+        for i in range(count)
+    ]
+
+
+def new_trainer(seed: int = 0) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(TINY, TinyPose(), CPU, seed)
+
+
+def parameters(network: TinyPose) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_the_loss_is_the_squared_error_of_a_map_averaged_over_labelled_joints() -> None:
+    heatmaps, targets = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    heatmaps[0, 0] = 1
+    heatmaps[0, 2] = 100
+    assert pose_loss(heatmaps, targets, torch.tensor([[1.0, 1.0, 0.0]])).item() == pytest.approx(2)
+
+
+def test_joints_without_label_do_not_move_the_weights() -> None:
+    trainer = new_trainer()
+    before = parameters(trainer.network)
+    trainer.optimizer.param_groups[0]["weight_decay"] = 0
+    trainer.train_step([replace(s, weights=np.zeros(17, dtype=np.float32)) for s in people()])
+    assert torch.equal(before, parameters(trainer.network))
+
+
+def test_people_with_ground_truth_come_twice_an_epoch() -> None:
+    order = epoch(people(6), np.random.default_rng(0))
+    assert sorted(order) == [0, 1, 1, 2, 3, 3, 4, 5, 5]
+
+
+def test_a_stopped_run_goes_on_exactly_where_it_was(tmp_path: Path) -> None:
+    whole, stopped, resumed = new_trainer(), new_trainer(), new_trainer(seed=5)
+    samples = people()
+    for trainer, steps in ((whole, 4), (stopped, 2)):
+        for _ in range(steps):
+            trainer.elapsed = 0.0  # the rate follows the clock, which no two runs share
+            trainer.train_step(samples)
+    stopped.save(tmp_path / "some.checkpoint")
+    resumed.load(tmp_path / "some.checkpoint")
+    for _ in range(2):
+        resumed.elapsed = 0.0
+        resumed.train_step(samples)
+    assert resumed.step == whole.step == 4
+    assert torch.equal(parameters(whole.network), parameters(resumed.network))
+    assert torch.equal(parameters(whole.average), parameters(resumed.average))
+
+
+def test_a_run_leaves_half_precision_weights_that_load_strictly_and_a_curve(tmp_path: Path) -> None:
+    trainer = new_trainer()
+    train(trainer, people(), people(2), tmp_path / "small", every=10)
+    weights = load_file(tmp_path / "small.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    TinyPose().load_state_dict(weights, strict=True)
+    curve = [json.loads(line) for line in (tmp_path / "small.jsonl").read_text().splitlines()]
+    assert curve[0]["people"] == 0
+    assert curve[-1]["people"] == trainer.step * TINY.batch > 0
+    assert {"loss", "ground_truth_oks", "ground_truth_ar", "more_oks"} <= curve[-1].keys()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_perfect_prediction_has_a_similarity_of_one_and_unlabelled_joints_do_not_count() -> None:
+    (sample,) = people(1)
+    weights = sample.weights.copy()
+    weights[3] = 0
+    wrong = sample.keypoints.copy()
+    wrong[3] += 1000
+    assert similarity(wrong[None], [replace(sample, weights=weights)]) == pytest.approx([1])
+    assert similarity(wrong[None], [sample]) == pytest.approx([16 / 17])
+
+
+def test_without_pictures_it_says_that_it_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pose", str(tmp_path)])
+    pose.main()
+    assert capsys.readouterr().out == f"skipped: needs pictures with people in {tmp_path}\n"
