@@ -1,0 +1,383 @@
+"""Queues between requests and networks: `BatchQueue` holds items, `Stage` is the thread that runs them in batches.
+
+Requests live on the event loop, networks in threads; futures are the only bridge. A stage is given a function
+`list[item] -> list[result]` that knows nothing of queues, and a queue knows nothing of poses.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Generic, Protocol, TypeVar
+
+log = logging.getLogger("dynpose.batching")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class DeadlineExceeded(Exception):
+    """The item was not run because its request's deadline had passed."""
+
+
+class ClientGone(Exception):
+    """The item was not run because its client had hung up."""
+
+
+class StageFailed(Exception):
+    """The item failed twice."""
+
+
+class StageDied(Exception):
+    """The thread that owns the networks is gone, or has been stuck for too long."""
+
+
+class Overloaded(Exception):
+    """No room now. `retry_after_s`: whole seconds after which there should be."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"no room now, try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class TooLarge(Exception):
+    """The request alone is larger than everything that may be pending at once."""
+
+
+class Ticket:
+    """One request's place in the queues. `deadline` is in `time.monotonic` seconds."""
+
+    def __init__(self, request_id: str, deadline: float) -> None:
+        self.request_id = request_id
+        self.deadline = deadline
+        self.cancelled = False
+        self.run_seconds: dict[str, float] = {}
+        """Run time, by stage, of the batches that held an item of this request."""
+        self._queues: set[BatchQueue[Any, Any]] = set()
+
+    def cancel(self) -> None:
+        """Give back the places of everything that does not run yet. On the event loop."""
+        self.cancelled = True
+        for queue in self._queues:
+            queue.discard(self)
+
+
+class Observer(Protocol):
+    """Where waits, batches and failures are counted (`app.metrics`). Called from the stages' threads."""
+
+    def waited(self, queue: str, seconds: float) -> None: ...
+    def ran(self, stage: str, size: int, seconds: float) -> None: ...
+    def failed(self, stage: str) -> None: ...
+
+
+class _Entry:
+    __slots__ = ("future", "item", "queue", "since", "ticket")
+
+    def __init__(self, item: Any, ticket: Ticket, queue: "BatchQueue[Any, Any]") -> None:
+        self.item = item
+        self.ticket = ticket
+        self.queue = queue
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.since = time.monotonic()
+
+
+class BatchQueue(Generic[Item, Result]):
+    """Items that wait for a stage, in one lane per request: lanes take turns, so that a request of a hundred people
+    does not hold up a request of one. Unbounded by itself; `Admission` bounds what can get here."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wake = threading.Condition()  # replaced by the stage's own, which guards all its queues
+        self.closed: BaseException | None = None
+        self._lanes: OrderedDict[Ticket, deque[_Entry]] = OrderedDict()
+        self._depth = 0
+
+    @property
+    def depth(self) -> int:
+        """Items waiting."""
+        return self._depth
+
+    def submit(self, item: Item, ticket: Ticket) -> "asyncio.Future[Result]":
+        """Queue `item`; on the event loop. The future is completed exactly once, with the result or with
+        DeadlineExceeded, ClientGone, StageFailed, StageDied or Overloaded."""
+        entry = _Entry(item, ticket, self)
+        with self.wake:
+            if self.closed is not None:
+                entry.future.set_exception(self.closed)
+            elif ticket.cancelled:
+                entry.future.set_exception(ClientGone())
+            else:
+                self._lanes.setdefault(ticket, deque()).append(entry)
+                self._depth += 1
+                ticket._queues.add(self)
+                self.wake.notify()
+        return entry.future
+
+    def discard(self, ticket: Ticket) -> None:
+        """Drop what waits here for `ticket`. On the event loop."""
+        with self.wake:
+            lane = self._lanes.pop(ticket, deque())
+            self._depth -= len(lane)
+        for entry in lane:
+            if not entry.future.done():
+                entry.future.set_exception(ClientGone())
+
+    def oldest(self) -> float:
+        """When the longest waiting item came, in monotonic seconds; infinity without items. Under the lock."""
+        return min((lane[0].since for lane in self._lanes.values()), default=math.inf)
+
+    def take(self) -> _Entry:
+        """The next item: one of the lane whose turn it is. Under the lock."""
+        ticket, lane = self._lanes.popitem(last=False)
+        entry = lane.popleft()
+        if lane:
+            self._lanes[ticket] = lane
+        self._depth -= 1
+        return entry
+
+
+class CostLine:
+    """Least-squares line seconds = slope * size + base of a stage's batches, the newest few hundred counting most."""
+
+    DECAY = 0.995
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        self._n, self._x, self._y, self._xx, self._xy = (
+            self.DECAY * old + new
+            for old, new in (
+                (self._n, 1),
+                (self._x, size),
+                (self._y, seconds),
+                (self._xx, size * size),
+                (self._xy, size * seconds),
+            )
+        )
+
+    @property
+    def terms(self) -> tuple[float, float]:
+        """(slope, base) in seconds; base 0 as long as only one size was seen."""
+        spread = self._n * self._xx - self._x**2
+        if spread > 1e-9 * self._n**2 and self._n > 0:
+            slope = (self._n * self._xy - self._x * self._y) / spread
+            return slope, (self._y - slope * self._x) / self._n
+        return (self._y / self._x if self._x else 0.0), 0.0
+
+
+class Stage:
+    """The thread that owns a stage's networks and serves one or more queues, the first of them first.
+
+    run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes that were warmed;
+    a batch is the largest of them that is there. max_passed_over_s: an item of a later queue that has waited longer
+    goes ahead of the first queue's. device: held while a batch runs, for stages that must not run side by side.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[list[Any]], Sequence[Any]],
+        queues: Sequence[BatchQueue[Any, Any]],
+        *,
+        buckets: Sequence[int],
+        observer: Observer,
+        max_passed_over_s: float = 0.2,
+        device: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.queues = tuple(queues)
+        self.cost = CostLine()
+        self.busy_since: float | None = None
+        self._run = run
+        self._buckets = sorted(buckets)
+        self._observer = observer
+        self._max_passed_over_s = max_passed_over_s
+        self._device = device if device is not None else nullcontext()
+        self._held: list[_Entry] = []
+        self._draining = False
+        self._wake = threading.Condition()
+        for queue in self.queues:
+            queue.wake = self._wake
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._work, name=f"stage-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. On the event loop whose futures the queues complete."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Let the thread end once its queues are empty. Returns at once; see `join`."""
+        with self._wake:
+            self._draining = True
+            self._wake.notify()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and all(queue.closed is None for queue in self.queues)
+
+    def abandon(self, error: BaseException) -> None:
+        """Answer everything that the stage holds with `error`, and all that comes later. Any thread."""
+        with self._wake:
+            for queue in self.queues:
+                queue.closed = error
+            entries = [*self._held, *(queue.take() for queue in self.queues for _ in range(queue.depth))]
+        self._deliver([(entry, error) for entry in entries])
+
+    def _work(self) -> None:
+        error: BaseException = StageDied(self.name)
+        try:
+            while self._wait_for_work():
+                # The batch is put together when the device is free, so that it holds all that came meanwhile.
+                with self._device:
+                    self._run_batch(self._take_batch())
+        except BaseException as cause:
+            log.exception("stage %s died", self.name)
+            error.__cause__ = cause
+        finally:
+            self.abandon(error)
+
+    def _wait_for_work(self) -> bool:
+        """False once drained."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._draining or any(queue.depth for queue in self.queues))
+            return any(queue.depth for queue in self.queues)
+
+    def _take_batch(self) -> list[_Entry]:
+        expired: list[tuple[_Entry, Any]] = []
+        with self._wake:
+            now = time.monotonic()
+            entries: list[_Entry] = []
+            depth = sum(queue.depth for queue in self.queues)
+            size = max((bucket for bucket in self._buckets if bucket <= depth), default=0)
+            while len(entries) < size and (queue := self._next_queue(now)) is not None:
+                entry = queue.take()
+                if entry.future.done():  # whoever waited for it has given up
+                    continue
+                if now < entry.ticket.deadline:
+                    entries.append(entry)
+                else:
+                    expired.append((entry, DeadlineExceeded()))
+            self._held = entries
+        for entry in entries:
+            self._observer.waited(entry.queue.name, now - entry.since)
+        self._deliver(expired)
+        return entries
+
+    def _next_queue(self, now: float) -> BatchQueue[Any, Any] | None:
+        passed_over = (q for q in self.queues[1:] if now - q.oldest() > self._max_passed_over_s)
+        return next(passed_over, next((q for q in self.queues if q.depth), None))
+
+    def _run_batch(self, entries: list[_Entry]) -> None:
+        if not entries:
+            return
+        started = self.busy_since = time.monotonic()
+        results = self._attempt(entries)
+        seconds = time.monotonic() - started
+        self.busy_since = None
+        self.cost.add(len(entries), seconds)
+        self._observer.ran(self.name, len(entries), seconds)
+        for ticket in {entry.ticket for entry in entries}:
+            ticket.run_seconds[self.name] = ticket.run_seconds.get(self.name, 0.0) + seconds
+        with self._wake:
+            self._held = []
+        self._deliver(list(zip(entries, results, strict=True)))
+
+    def _attempt(self, entries: list[_Entry]) -> list[Any]:
+        """Results in order, an exception in the place of what failed. A failed batch is run again item by item; one
+        that was too much for the device's memory in two halves."""
+        try:
+            return self._call(entries)
+        except Exception as error:
+            self._failed(error)
+            if not _out_of_memory(error):
+                return [self._again([entry], StageFailed(self.name))[0] for entry in entries]
+            half = (len(entries) + 1) // 2
+            parts = [part for part in (entries[:half], entries[half:]) if part]
+            return [result for part in parts for result in self._again(part, Overloaded(1))]
+
+    def _again(self, entries: list[_Entry], failure: Exception) -> list[Any]:
+        if all(entry.future.done() for entry in entries):  # the client has gone meanwhile
+            return [failure] * len(entries)
+        try:
+            return self._call(entries)
+        except Exception as error:
+            self._failed(error)
+            failure.__cause__ = error
+            return [failure] * len(entries)
+
+    def _call(self, entries: list[_Entry]) -> list[Any]:
+        results = list(self._run([entry.item for entry in entries]))
+        if len(results) != len(entries):
+            raise RuntimeError(f"stage {self.name}: {len(results)} results for {len(entries)} items")
+        return results
+
+    def _failed(self, error: Exception) -> None:
+        log.error("stage %s: a batch failed", self.name, exc_info=error)
+        self._observer.failed(self.name)
+
+    def _deliver(self, outcomes: Sequence[tuple[_Entry, Any]]) -> None:
+        """Complete futures, all of a batch in one call to the event loop."""
+
+        def complete() -> None:
+            for entry, outcome in outcomes:
+                if entry.future.done():
+                    continue
+                if isinstance(outcome, BaseException):
+                    entry.future.set_exception(outcome)
+                else:
+                    entry.future.set_result(outcome)
+
+        if outcomes and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(complete)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch here
+
+
+class Admission:
+    """Room for pictures and their decoded bytes, taken for a whole request before any of it is decoded.
+
+    On the event loop only.
+    """
+
+    def __init__(self, max_pictures: int, max_bytes: int) -> None:
+        self.pictures = 0
+        self.bytes = 0
+        self._max_pictures = max_pictures
+        self._max_bytes = max_bytes
+        self._finished: deque[tuple[float, int]] = deque(maxlen=64)
+
+    @contextmanager
+    def admit(self, pictures: int, size: int) -> Iterator[None]:
+        """Hold room for `pictures` of `size` decoded bytes in all. Raises Overloaded, and TooLarge where even an idle
+        service would have no room."""
+        if pictures > self._max_pictures or size > self._max_bytes:
+            raise TooLarge
+        if self.pictures + pictures > self._max_pictures or self.bytes + size > self._max_bytes:
+            raise Overloaded(self.retry_after_s())
+        self.pictures += pictures
+        self.bytes += size
+        try:
+            yield
+        finally:
+            self.pictures -= pictures
+            self.bytes -= size
+            self._finished.append((time.monotonic(), pictures))
+
+    def retry_after_s(self) -> int:
+        """Seconds until half of what is pending will be done at the present rate, 1 to 60."""
+        if len(self._finished) < 2:
+            return 1
+        seconds = time.monotonic() - self._finished[0][0]
+        rate = sum(pictures for _, pictures in self._finished) / max(seconds, 1e-3)
+        return min(60, max(1, math.ceil(self.pictures / 2 / rate)))
