@@ -9,6 +9,10 @@ PORT ?= 8000
 TORCH_INDEX ?=
 # Folder with pictures of people, for training and evaluation.
 DATA ?= data
+# Folder with the public weights that training starts from.
+INITIAL ?= initial
+# Further arguments of the training and measuring commands.
+ARGS ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -73,19 +77,19 @@ lock: ## Write requirements/ anew from pyproject.toml; LOCK_FLAGS=--upgrade for 
 	$(DROP_WARNING) requirements/dev.txt
 
 train-detector: install-dev ## Train the person detector on DATA.
-	$(RUN) -m training.detector $(DATA)
+	$(RUN) -m training.detector $(DATA) --initial $(INITIAL) $(ARGS)
 
 train-pose: install-dev ## Train the small and the large pose net on DATA.
-	$(RUN) -m training.pose $(DATA)
+	$(RUN) -m training.pose $(DATA) --initial $(INITIAL) $(ARGS)
 
 train-router: install-dev ## Train the router on DATA with the trained pose nets.
-	$(RUN) -m calibration.train_router $(DATA)
+	$(RUN) -m calibration.train_router $(DATA) $(ARGS)
 
 calibrate: install-dev ## Score the people of DATA and write the calibration file.
-	$(RUN) -m calibration.thresholds $(DATA)
+	$(RUN) -m calibration.thresholds $(DATA) $(ARGS)
 
 evaluate: install-dev ## Measure AP of small, large and routed on DATA.
-	$(RUN) -m calibration.evaluate $(DATA)
+	$(RUN) -m calibration.evaluate $(DATA) $(ARGS)
 
 load: install-dev ## Load a running service with the pictures of DATA.
-	$(RUN) -m benchmarks.load $(DATA)
+	$(RUN) -m benchmarks.load $(DATA) $(ARGS)
