@@ -1,0 +1,46 @@
+"""Eq. 7 and 8: from a sample of difficulties to the thresholds k1 and k2 between easy, hard and extremely hard."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """A person is easy when s <= k1, hard when k1 < s < k2, else extremely hard.
+
+    `k2` is +inf where eq. 8's index j + floor(n p) runs past the sample. `j` counts from 1.
+    """
+
+    k1: float
+    k2: float
+    j: int
+
+
+def thresholds(scores: Sequence[float] | Scores, p: float, theta: float) -> Thresholds:
+    """Eq. 7 and 8 read literally.
+
+    scores: n >= 1 finite difficulties in any order. p: share of people for the large net, 0 to 1. theta: 0 to 1, where
+    in the range of the scores k1 lies. Among equally near scores the lowest is S^j. Raises ValueError when a value is
+    out of range.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    n = len(ordered)
+    if n == 0 or not np.isfinite(ordered).all():
+        raise ValueError("thresholds need at least one score, all of them finite")
+    if not (0 <= p <= 1 and 0 <= theta <= 1):
+        raise ValueError(f"p and theta are fractions from 0 to 1, not {p} and {theta}")
+    k1 = float(ordered[0] + theta * (ordered[-1] - ordered[0]))
+    j = int(np.argmin(np.abs(ordered - k1))) + 1
+    index = j + floor_share(n, p)
+    return Thresholds(k1, float(ordered[index - 1]) if index <= n else math.inf, j)
+
+
+def floor_share(n: int, p: float) -> int:
+    """floor(n p), guarded against 0.29 * 100 = 28.999..."""
+    return math.floor(n * p + 1e-9)
