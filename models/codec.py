@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.skeleton import FLIP_INDEX
 
@@ -25,7 +24,7 @@ def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     heatmaps: (N, K, h, w) float. Returns points (N, K, 2) in cells and scores (N, K), the maxima. Among
     equal maxima the first in row order wins; a map without a positive value has its point at (-1, -1).
     """
-    heatmaps = heatmaps.float()
+    heatmaps = heatmaps.float().contiguous()  # networks hand over channels-last memory
     width = heatmaps.shape[3]
     scores, index = heatmaps.flatten(2).max(dim=2)
     x, y = index % width, index // width
@@ -35,12 +34,14 @@ def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     elif method == "quarter":
         points = cells + _quarter_step(heatmaps, x, y)
     elif method == "dark":
-        points = cells + _dark_step(_smooth(heatmaps).clamp(min=1e-10).log(), x, y)
+        points = cells + _dark_step(
+            _smooth_around(heatmaps, x, y).clamp(min=1e-10).log(), x, y, heatmaps.shape
+        )
     elif method == "dark_udp":
-        points = cells + _udp_step(_smooth(heatmaps).clamp(1e-3, 50).log(), x, y)
+        points = cells + _udp_step(_smooth_around(heatmaps, x, y).clamp(1e-3, 50).log(), x, y, heatmaps.shape)
     else:
         raise ValueError(f"unknown decoding method {method!r}")
-    return torch.where(scores.unsqueeze(2) > 0, points, -1.0), scores
+    return torch.where(scores.unsqueeze(2) > 0, points, -1.0).float(), scores
 
 
 def _values(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -70,32 +71,33 @@ def _newton(gradient: tuple[Tensor, Tensor], hessian: tuple[Tensor, Tensor, Tens
     return step * usable.unsqueeze(2)
 
 
-def _dark_step(log: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    height, width = log.shape[2:]
-    log = log.double()  # the Hessian is a small difference of logs
-    center = _values(log, x, y)
-    right, left = _values(log, x + 1, y), _values(log, x - 1, y)
-    below, above = _values(log, x, y + 1), _values(log, x, y - 1)
-    diagonal = _values(log, x + 1, y + 1) + _values(log, x - 1, y - 1)
-    diagonal = diagonal - _values(log, x - 1, y + 1) - _values(log, x + 1, y - 1)
-    dxx = (_values(log, x + 2, y) - 2 * center + _values(log, x - 2, y)) / 4
-    dyy = (_values(log, x, y + 2) - 2 * center + _values(log, x, y - 2)) / 4
-    step = _newton(((right - left) / 2, (below - above) / 2), (dxx, diagonal / 4, dyy))
+def _dark_step(log: Tensor, x: Tensor, y: Tensor, shape: torch.Size) -> Tensor:
+    """log: (N, K, 5, 5) around the peak. Two-cell differences, no step within two cells of the border."""
+    height, width = shape[2:]
+    center, right, left = log[..., 2, 2], log[..., 2, 3], log[..., 2, 1]
+    below, above = log[..., 3, 2], log[..., 1, 2]
+    dxx = (log[..., 2, 4] - 2 * center + log[..., 2, 0]) / 4
+    dyy = (log[..., 4, 2] - 2 * center + log[..., 0, 2]) / 4
+    dxy = (log[..., 3, 3] + log[..., 1, 1] - log[..., 3, 1] - log[..., 1, 3]) / 4
+    step = _newton(((right - left) / 2, (below - above) / 2), (dxx, dxy, dyy))
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
-    return (step * inside.unsqueeze(2)).float()
+    return step * inside.unsqueeze(2)
 
 
-def _udp_step(log: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    log = log.double()
-    center = _values(log, x, y)
-    right, left = _values(log, x + 1, y), _values(log, x - 1, y)
-    below, above = _values(log, x, y + 1), _values(log, x, y - 1)
+def _udp_step(log: Tensor, x: Tensor, y: Tensor, shape: torch.Size) -> Tensor:
+    """log: (N, K, 5, 5) around the peak. One-cell differences, the map continued by its border cells."""
+    height, width = shape[2:]
+    first, last = 2 - (x > 0).long(), 2 + (x < width - 1).long()
+    columns = torch.stack((first, torch.full_like(x, 2), last), dim=2)
+    first, last = 2 - (y > 0).long(), 2 + (y < height - 1).long()
+    rows = torch.stack((first, torch.full_like(y, 2), last), dim=2)
+    cells = (rows.unsqueeze(3) * 5 + columns.unsqueeze(2)).flatten(2)
+    log = log.flatten(2).gather(2, cells)
+    above_left, above, _, left, center, right, _, below, below_right = log.unbind(2)
     dxx, dyy = right - 2 * center + left, below - 2 * center + above
-    diagonal = _values(log, x + 1, y + 1) + _values(log, x - 1, y - 1)
-    dxy = (diagonal + 2 * center - right - left - below - above) / 2
+    dxy = (above_left + below_right + 2 * center - right - left - below - above) / 2
     epsilon = torch.finfo(torch.float32).eps
-    step = _newton(((right - left) / 2, (below - above) / 2), (dxx + epsilon, dxy, dyy + epsilon))
-    return step.float()
+    return _newton(((right - left) / 2, (below - above) / 2), (dxx + epsilon, dxy, dyy + epsilon))
 
 
 def smoothing_taps(height: int) -> int:
@@ -103,17 +105,29 @@ def smoothing_taps(height: int) -> int:
     return 2 * round(height * 5 / 64) + 1
 
 
-def _smooth(heatmaps: Tensor) -> Tensor:
-    """Gaussian blur with zeros outside, each map scaled back to its old maximum."""
-    taps = smoothing_taps(heatmaps.shape[2])
+def _smooth_around(heatmaps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The 5 x 5 cells around each peak x, y (N, K) of the blurred heatmaps, zeros outside, as (N, K, 5, 5)
+    double.
+
+    The reference blurs the whole map and scales it back to its old maximum; the scale matters to nothing
+    but the limits that the caller puts before the logarithm, so the peak's own surroundings are enough.
+    """
+    height, width = heatmaps.shape[2:]
+    taps = smoothing_taps(height)
     sigma = 0.3 * ((taps - 1) / 2 - 1) + 0.8  # OpenCV's sigma for a kernel of this width
-    offset = torch.arange(taps, device=heatmaps.device, dtype=heatmaps.dtype) - taps // 2
+    offset = torch.arange(taps, device=heatmaps.device, dtype=torch.float64) - taps // 2
     kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    maps = heatmaps.flatten(0, 1).unsqueeze(1)
-    blurred = functional.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, taps // 2))
-    blurred = functional.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(taps // 2, 0)).view_as(heatmaps)
-    old, new = heatmaps.amax(dim=(2, 3), keepdim=True), blurred.amax(dim=(2, 3), keepdim=True)
+    band = torch.zeros(5, taps + 4, dtype=torch.float64, device=heatmaps.device)
+    for row in range(5):
+        band[row, row : row + taps] = kernel / kernel.sum()
+
+    around = torch.arange(taps + 4, device=heatmaps.device) - (taps // 2 + 2)
+    rows, columns = y.unsqueeze(2) + around, x.unsqueeze(2) + around
+    cells = rows.clamp(0, height - 1).unsqueeze(3) * width + columns.clamp(0, width - 1).unsqueeze(2)
+    inside = ((rows >= 0) & (rows < height)).unsqueeze(3) & ((columns >= 0) & (columns < width)).unsqueeze(2)
+    window = heatmaps.flatten(2).gather(2, cells.flatten(2)).view_as(cells) * inside
+    blurred = band @ window.double() @ band.T
+    old, new = window.amax(dim=(2, 3), keepdim=True), blurred.amax(dim=(2, 3), keepdim=True)
     return blurred * old / torch.where(new > 0, new, 1)
 
 

@@ -123,9 +123,14 @@ def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, 
 
 def normalize(crops: Tensor) -> Tensor:
     """(N, 3, h, w) RGB on the 0..255 scale -> float32, standardised by ImageNet's mean and deviation."""
-    mean = torch.tensor(MEAN, device=crops.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=crops.device).view(3, 1, 1)
-    return (crops.float() - mean) / std
+    width = crops.shape[3]
+    std = torch.tensor(STD, device=crops.device)
+    mean = torch.tensor(MEAN, device=crops.device)
+    rows = crops.permute(0, 2, 3, 1).flatten(
+        2
+    )  # whole rows of RGB: long inner loops, a view where channels are last
+    values = rows.float().sub_(mean.repeat(width)).div_(std.repeat(width))
+    return values.view(len(crops), crops.shape[2], width, 3).permute(0, 3, 1, 2)
 
 
 def to_picture(
