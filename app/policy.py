@@ -82,13 +82,20 @@ class SplitPolicy:
     """
 
     def __init__(
-        self, calibration: Sequence[float], *, p: float, theta: float, mode: Mode, policy: Policy
+        self,
+        calibration: Sequence[float],
+        *,
+        p: float,
+        theta: float,
+        mode: Mode,
+        policy: Policy,
+        version: int = 1,
     ) -> None:
         self._realised: deque[bool] = deque(maxlen=REALISED)
         self._calibrate(calibration)
         self._shortfall = 0.0
         self._since_revision = 0
-        self.snapshot = self._take(p, theta, mode, policy, version=1, revision=0)
+        self.snapshot = self._take(p, theta, mode, policy, version=version, revision=0)
 
     def configure(
         self,

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 Scores = NDArray[np.float64]
 
@@ -44,3 +47,31 @@ def thresholds(scores: Sequence[float] | Scores, p: float, theta: float) -> Thre
 def floor_share(n: int, p: float) -> int:
     """floor(n p), guarded against 0.29 * 100 = 28.999..."""
     return math.floor(n * p + 1e-9)
+
+
+class MadeWith(BaseModel):
+    """What produced the scores of a calibration file; another router's scores would be meaningless thresholds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pair: str
+    router_sha256: str
+    detector_sha256: str
+    min_score: float
+
+
+class Calibration(BaseModel):
+    """A calibration file: difficulties of a sample of people, and where they come from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    scores: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1, max_length=1_000_000)]
+    theta: Annotated[float, Field(ge=0, le=1)]
+    made_with: MadeWith
+    people: int
+    images: int
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Raises OSError when the file cannot be read and ValueError when it is not a calibration file."""
+    return Calibration.model_validate_json(path.read_bytes())

@@ -1,0 +1,25 @@
+"""Pairs of networks by name or folder."""
+
+from models.zoo.pairs import (
+    Manifest,
+    Pair,
+    PairError,
+    load_detector,
+    load_estimator,
+    load_pair,
+    load_router,
+    pair_folder,
+    read_manifest,
+)
+
+__all__ = [
+    "Manifest",
+    "Pair",
+    "PairError",
+    "load_detector",
+    "load_estimator",
+    "load_pair",
+    "load_router",
+    "pair_folder",
+    "read_manifest",
+]

@@ -1,0 +1,40 @@
+"""Writes `pair.json` of the bundled pair: names its files with their hashes.
+
+python -m training.bundle models/weights
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from models.defaults import DETECTOR_SIZE
+from models.router import RouterConfig
+
+NETWORKS: dict[str, dict[str, object]] = {
+    "detector": {"architecture": "yolov8n", "input_size": DETECTOR_SIZE},
+    "router": {"config": RouterConfig().model_dump()},
+    "small": {"architecture": "tinypose", "input_size": [96, 128], "codec": "dark"},
+    "large": {"architecture": "tinypose-mirrored", "input_size": [192, 256], "codec": "dark"},
+}
+
+
+def bundle(folder: Path) -> None:
+    """Write `folder/pair.json`. A file that is not there yet gets a hash of zeros, which nothing matches."""
+    manifest: dict[str, object] = {"pair": "embedded"}
+    for name, entry in NETWORKS.items():
+        path = folder / f"{name}.safetensors"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+        manifest[name] = {"file": path.name, "sha256": digest, **entry}
+    manifest["calibration"] = "calibration.json"
+    (folder / "pair.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write pair.json for a folder of weights.")
+    parser.add_argument("folder", type=Path)
+    bundle(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
