@@ -1,7 +1,8 @@
 """Keypoint AP of the small net, the large net and the routed pair, on the people of a folder with their own
 boxes.
 
-    python -m calibration.evaluate DATA [--split val] [--pair embedded] [--p 0.25 0.5 0.75] [--limit 100]
+    python -m calibration.evaluate DATA [--split val] [--pair embedded] [--p 0.25 0.5 0.75] [--policy band
+    top]
 
 Runs the stage objects that the service runs. Thresholds come from the pair's calibration file, not from the
 people measured, so the share sent to the large net is a result. A person's score is the mean of its
@@ -9,150 +10,21 @@ keypoint scores above 0.2. Intervals: bootstrap over pictures. Needs the develop
 """
 
 import argparse
-import contextlib
-import io
-import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.data import LabelledImage, LabelledPerson, Pictures, has_split, read_split
-from calibration.thresholds import thresholds
+from calibration.accuracy import accuracy, interval, match
+from calibration.data import LabelledImage, Pictures, has_split, read_split
+from calibration.thresholds import floor_share, read_calibration, thresholds
 from models.defaults import THETA
-from models.estimator import PoseEstimator
 from models.zoo.pairs import Pair, load_pair
-
-OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
-MIN_KEYPOINT_SCORE = 0.2
-BOOTSTRAPS = 500
-
-
-@dataclass(frozen=True)
-class Matches:
-    """How one picture's predicted people fared, per OKS threshold.
-
-    scores (N,); right and wrong (10, N), neither where a prediction falls on a person that does not count
-    (crowd or no keypoints); labelled: the people to be found.
-    """
-
-    scores: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
-    labelled: int
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    ap: float
-    ap50: float
-    ar: float
-
-
-def match(images: Sequence[LabelledImage], keypoints: dict[int, np.ndarray]) -> list[Matches]:
-    """Match predictions with the labels of their picture, as pycocotools does for keypoints.
-
-    keypoints: (17, 3) x, y, score by the id of the person whose box was given. Returns one entry per image.
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    people = [(image.id, person) for image in images for person in image.people]
-    scored = [(image_id, person.id) for image_id, person in people if person.id in keypoints]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
-        truth, found = COCO(), COCO()
-        for coco, annotations in (
-            (truth, [_annotation(image_id, person) for image_id, person in people]),
-            (found, [_detection(image_id, key, keypoints[key]) for image_id, key in scored]),
-        ):
-            coco.dataset = {
-                "images": [{"id": image.id} for image in images],
-                "categories": [{"id": 1}],
-                "annotations": annotations,
-            }
-            coco.createIndex()
-        evaluation = COCOeval(truth, found, "keypoints")
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-    by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
-    return [_matches(by_image.get(image.id)) for image in images]
-
-
-def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
-    return {
-        "id": person.id,
-        "image_id": image_id,
-        "category_id": 1,
-        "bbox": list(person.bbox),
-        "area": person.area,
-        "iscrowd": int(person.crowd),
-        "keypoints": person.keypoints.flatten().tolist(),
-        "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
-    }
-
-
-def _detection(image_id: int, key: int, keypoints: np.ndarray) -> dict[str, object]:
-    confident = keypoints[:, 2][keypoints[:, 2] > MIN_KEYPOINT_SCORE]
-    low, high = keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)
-    return {
-        "id": key,
-        "image_id": image_id,
-        "category_id": 1,
-        "bbox": [*low.tolist(), *(high - low).tolist()],
-        "area": float(np.prod(high - low)),
-        "keypoints": keypoints.flatten().tolist(),
-        "score": float(confident.mean()) if len(confident) else 0.0,
-    }
-
-
-def _matches(entry: dict | None) -> Matches:  # type: ignore[type-arg]
-    if entry is None:
-        nothing = np.zeros((len(OKS_THRESHOLDS), 0), dtype=bool)
-        return Matches(np.zeros(0), nothing, nothing, 0)
-    counted = ~entry["dtIgnore"].astype(bool)
-    matched = entry["dtMatches"] > 0
-    return Matches(
-        scores=np.array(entry["dtScores"]),
-        right=matched & counted,
-        wrong=~matched & counted,
-        labelled=int((1 - np.array(entry["gtIgnore"])).sum()),
-    )
-
-
-def accuracy(matches: Iterable[Matches]) -> Accuracy:
-    """COCO's AP (mean over OKS thresholds), AP at 0.50 and AR over all people of the pictures. NaN with
-    nobody.
-    """
-    matches = list(matches)
-    labelled = sum(m.labelled for m in matches)
-    if labelled == 0:
-        return Accuracy(np.nan, np.nan, np.nan)
-    order = np.argsort(-np.concatenate([m.scores for m in matches]), kind="stable")
-    right = np.concatenate([m.right for m in matches], axis=1)[:, order].cumsum(axis=1)
-    wrong = np.concatenate([m.wrong for m in matches], axis=1)[:, order].cumsum(axis=1)
-    if not len(order):
-        return Accuracy(0.0, 0.0, 0.0)
-    recall = right / labelled
-    precision = right / np.maximum(right + wrong, 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
-    ap = np.array(
-        [row[np.searchsorted(r, RECALLS, side="left")].mean() for row, r in zip(padded, recall, strict=True)]
-    )
-    return Accuracy(float(ap.mean()), float(ap[0]), float(recall[:, -1].mean()))
-
-
-def interval(matches: Sequence[Matches], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the AP, pictures drawn with replacement."""
-    random = np.random.default_rng(seed)
-    draws = random.integers(0, len(matches), (BOOTSTRAPS, len(matches)))
-    aps = [accuracy(matches[i] for i in draw).ap for draw in draws]
-    low, high = np.nanpercentile(aps, (2.5, 97.5))
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -171,6 +43,17 @@ class Estimates:
         }
 
 
+def limits(scores: Sequence[float], p: float, theta: float, policy: str) -> tuple[float, float]:
+    """k1 and k2 from the calibration scores: `band` is eq. 7 and 8, `top` sends the share p of the highest
+    scores.
+    """
+    if policy == "band":
+        band = thresholds(scores, p, theta)
+        return band.k1, band.k2
+    below = len(scores) - floor_share(len(scores), p)
+    return (sorted(scores)[below - 1] if below else -math.inf), math.inf
+
+
 def estimate(pair: Pair, pictures: Pictures, images: Sequence[LabelledImage], batch: int = 32) -> Estimates:
     """Run router and both nets on every person with keypoints, boxes as labelled."""
     estimates = Estimates({}, {}, {})
@@ -181,7 +64,7 @@ def estimate(pair: Pair, pictures: Pictures, images: Sequence[LabelledImage], ba
         box_tensor = torch.tensor(boxes)
         estimates.difficulty.update(zip(keys, pair.router(tensors, box_tensor).tolist(), strict=True))
         for net, results in ((pair.small, estimates.small), (pair.large, estimates.large)):
-            results.update(zip(keys, _run(net, tensors, box_tensor), strict=True))
+            results.update(zip(keys, net(tensors, box_tensor).numpy(), strict=True))
         pending.clear()
 
     for image in images:
@@ -194,10 +77,6 @@ def estimate(pair: Pair, pictures: Pictures, images: Sequence[LabelledImage], ba
     if pending:
         flush()
     return estimates
-
-
-def _run(net: PoseEstimator, pictures: Sequence[Tensor], boxes: Tensor) -> list[np.ndarray]:
-    return list(net(pictures, boxes).numpy())
 
 
 def report(
@@ -232,6 +111,7 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--pair", default="embedded")
     parser.add_argument("--p", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    parser.add_argument("--policy", choices=("band", "top"), nargs="+", default=["band", "top"])
     parser.add_argument("--theta", type=float, default=THETA)
     parser.add_argument("--limit", type=int, help="pictures, from the start of the file")
     options = parser.parse_args()
@@ -240,15 +120,14 @@ def main() -> None:
         return
     images = read_split(options.data, options.split)[: options.limit]
     pair = load_pair(options.pair, torch.device("cpu"), torch.float32)
-    scores = json.loads(pair.calibration.read_text())["scores"]
+    scores = read_calibration(pair.calibration).scores
     estimates = estimate(pair, Pictures(options.data), images)
 
     rows = {"small": (0.0, estimates.small), "large": (1.0, estimates.large)}
-    for p in options.p:
-        limits = thresholds(scores, p, options.theta)
-        routed = estimates.routed(limits.k1, limits.k2)
-        share = sum(limits.k1 < s < limits.k2 for s in estimates.difficulty.values()) / len(routed)
-        rows[f"routed, p = {p}"] = (share, routed)
+    for policy, p in product(options.policy, options.p):
+        k1, k2 = limits(scores, p, options.theta, policy)
+        share = np.mean([k1 < s < k2 for s in estimates.difficulty.values()])
+        rows[f"{policy}, p = {p}"] = (float(share), estimates.routed(k1, k2))
     print(", ".join(f"{role} {name}" for role, name in pair.manifest.names().items()))
     print("\n".join(report(images, rows)))
 

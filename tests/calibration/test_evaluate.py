@@ -9,112 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calibration.data import LabelledImage, LabelledPerson, Pictures, read_split
+from calibration.data import Pictures, read_split
 
 pytest.importorskip("pycocotools")
 
-from calibration.evaluate import (
-    Estimates,
-    Matches,
-    accuracy,
-    estimate,
-    interval,
-    main,
-    match,
-    report,
-)
-
-
-def person(
-    key: int, random: np.random.Generator, *, labelled: bool = True, crowd: bool = False
-) -> LabelledPerson:
-    x, y = random.uniform(0, 200, 2)
-    extent = random.uniform(40, 200)
-    keypoints = np.zeros((17, 3), dtype=np.float32)
-    if labelled:
-        keypoints[:, :2] = random.uniform(0, extent, (17, 2)) + np.array((x, y))
-        keypoints[:, 2] = random.integers(0, 3, 17)
-    bbox = (float(x), float(y), float(extent), float(extent))
-    return LabelledPerson(key, bbox, keypoints, float(extent**2 / 2), crowd, None)
-
-
-def scene(pictures: int = 30) -> tuple[list[LabelledImage], dict[int, np.ndarray]]:
-    """Pictures with labelled, unlabelled and crowd people, and predictions from nearly right to far off."""
-    random = np.random.default_rng(0)
-    images, predictions = [], {}
-    for image_id in range(pictures):
-        first = 10 * image_id + 1
-        people = [person(first + i, random) for i in range(random.integers(1, 4))]
-        for each in people:
-            noise = random.normal(0, random.uniform(1, 25), (17, 2))
-            scores = random.uniform(0, 1, (17, 1))
-            predictions[each.id] = np.concatenate((each.keypoints[:, :2] + noise, scores), axis=1)
-        people += [person(first + 8, random, labelled=False), person(first + 9, random, crowd=True)]
-        images.append(LabelledImage(image_id, 400, 400, "coco_x", True, tuple(people), "x", None))
-    return images, predictions
-
-
-def test_the_accuracy_is_that_of_pycocotools() -> None:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    from calibration import evaluate
-
-    images, predictions = scene()
-    truth, found = COCO(), COCO()
-    for coco, annotations in (
-        (truth, [evaluate._annotation(i.id, p) for i in images for p in i.people]),
-        (
-            found,
-            [
-                evaluate._detection(i.id, p.id, predictions[p.id])
-                for i in images
-                for p in i.people
-                if p.id in predictions
-            ],
-        ),
-    ):
-        coco.dataset = {
-            "images": [{"id": i.id} for i in images],
-            "categories": [{"id": 1}],
-            "annotations": annotations,
-        }
-        coco.createIndex()
-    reference = COCOeval(truth, found, "keypoints")
-    reference.evaluate()
-    reference.accumulate()
-    reference.summarize()
-
-    ours = accuracy(match(images, predictions))
-    assert 0.05 < ours.ap < 0.95
-    assert [ours.ap, ours.ap50, ours.ar] == pytest.approx(reference.stats[[0, 1, 5]].tolist(), abs=1e-9)
-
-
-def test_labels_fed_back_are_perfect() -> None:
-    images, predictions = scene(5)
-    perfect = {
-        p.id: np.concatenate((p.keypoints[:, :2], np.ones((17, 1))), axis=1)
-        for image in images
-        for p in image.people
-        if p.id in predictions
-    }
-    result = accuracy(match(images, perfect))
-    assert (result.ap, result.ap50, result.ar) == (1, 1, 1)
-
-
-def test_there_is_no_accuracy_without_people_and_none_without_predictions() -> None:
-    assert np.isnan(accuracy([]).ap)
-    images, _ = scene(3)
-    assert accuracy(match(images, {})).ap == 0
-
-
-def test_the_interval_holds_the_accuracy_and_narrows_with_pictures() -> None:
-    images, predictions = scene(40)
-    matches = match(images, predictions)
-    low, high = interval(matches)
-    assert low < accuracy(matches).ap < high
-    wide_low, wide_high = interval(matches[:8])
-    assert wide_high - wide_low > high - low
+from calibration.evaluate import Estimates, estimate, limits, main
 
 
 def test_the_large_net_answers_strictly_between_the_thresholds() -> None:
@@ -124,12 +23,11 @@ def test_the_large_net_answers_strictly_between_the_thresholds() -> None:
     assert [int(routed[i][0, 0]) for i in range(4)] == [0, 1, 0, 0]
 
 
-def test_the_report_says_how_many_people_are_behind_each_part() -> None:
-    images, predictions = scene(4)
-    lines = report(images, {"small": (0.0, predictions)})
-    people = len(predictions)
-    assert lines[0] == f"COCO: {people} people with keypoints in 4 pictures"
-    assert any(line.strip().startswith("small") for line in lines)
+@pytest.mark.parametrize(("p", "share"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (1, 1)])
+def test_the_top_policy_sends_the_highest_scores(p: float, share: float) -> None:
+    scores = [0.4, 0.1, 0.3, 0.2]
+    k1, k2 = limits(scores, p, 0.1, "top")
+    assert np.mean([k1 < s < k2 for s in scores]) == share
 
 
 @dataclass(frozen=True)
@@ -140,14 +38,16 @@ class FakeManifest:
 
 @dataclass(frozen=True)
 class FakePair:
-    """Difficulty grows with the box; the large net returns the box's corner, the small one something far off."""
+    """Difficulty grows with the box; the large net returns the box's corner, the small one something far
+    off.
+    """
 
     calibration: Path
     manifest: FakeManifest = FakeManifest()
 
     def router(self, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
         assert len(pictures) == len(boxes)
-        return boxes[:, 2] / 100
+        return boxes[:, 2] / 128
 
     def large(self, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
         assert len(pictures) == len(boxes)
@@ -160,17 +60,25 @@ class FakePair:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """Four pictures with one person each, all keypoints at the box's corner, boxes 10 to 40 px wide."""
+    """Four pictures with one person each, all keypoints at the box's corner, boxes 16 to 64 px wide."""
     images, annotations = [], []
     for i in range(4):
-        Image.new("RGB", (50, 50)).save(tmp_path / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": 50, "height": 50, "source": "coco_x"})
-        bbox = [3, 4, 10 * (i + 1), 30]
+        Image.new("RGB", (80, 50)).save(tmp_path / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 80, "height": 50, "source": "coco_x"})
+        bbox = [3, 4, 16 * (i + 1), 30]
         annotations.append(
             {"id": i + 1, "image_id": i, "bbox": bbox, "area": 300.0, "keypoints": [3, 4, 2] * 17}
         )
     (tmp_path / "val.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    (tmp_path / "calibration.json").write_text(json.dumps({"scores": [0.1, 0.2, 0.3, 0.4]}))
+    made_with = {"pair": "fake", "router_sha256": "", "detector_sha256": "", "min_score": 0.3}
+    calibration = {
+        "scores": [0.125, 0.25, 0.375, 0.5],
+        "theta": 0.1,
+        "made_with": made_with,
+        "people": 4,
+        "images": 4,
+    }
+    (tmp_path / "calibration.json").write_text(json.dumps(calibration))
     return tmp_path
 
 
@@ -178,7 +86,7 @@ def test_people_keep_their_own_estimates_whatever_the_batch(labelled: Path) -> N
     images = read_split(labelled, "val")
     fake = FakePair(labelled / "calibration.json")
     estimates = estimate(fake, Pictures(labelled), images, batch=3)  # type: ignore[arg-type]
-    assert estimates.difficulty == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+    assert estimates.difficulty == ({1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5})
     assert estimates.large[3][0].tolist() == [3, 4, 1]
 
 
@@ -197,8 +105,9 @@ def test_the_command_measures_both_nets_and_the_routed_pair(
     }
     assert rows["small"][:2] == ["0.000", "0.000"]
     assert rows["large"][:2] == ["1.000", "1.000"]
-    # k1 = 0.13, its nearest score is the first, so k2 is the third: only 0.2 lies strictly between
-    assert rows["routed, p = 0.5"][0] == "0.250"
+    # k1 = 0.16, its nearest score is the first, so k2 is the third: only 0.25 lies strictly between
+    assert rows["band, p = 0.5"][0] == "0.250"
+    assert rows["top, p = 0.5"][0] == "0.500"
 
 
 def test_without_pictures_it_says_that_it_was_skipped(
@@ -207,11 +116,3 @@ def test_without_pictures_it_says_that_it_was_skipped(
     monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path)])
     main()
     assert capsys.readouterr().out == f"skipped: needs pictures with people in {tmp_path}\n"
-
-
-def test_a_precision_curve_worked_by_hand() -> None:
-    """Three people, found right, wrong, right: precision 1 to recall 1/3, then 2/3 to 2/3, then 0."""
-    matched = np.tile(np.array([True, False, True]), (10, 1))
-    result = accuracy([Matches(np.array([0.9, 0.8, 0.7]), matched, ~matched, 3)])
-    assert result.ap == pytest.approx((34 * 1 + 33 * 2 / 3) / 101)
-    assert result.ar == pytest.approx(2 / 3)

@@ -1,0 +1,142 @@
+"""COCO's keypoint AP, AP50 and AR, with bootstrap intervals over pictures.
+
+pycocotools (a development package) matches predictions with labels; the sums over pictures are made here, since a
+bootstrap needs hundreds of them.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.data import LabelledImage, LabelledPerson
+
+OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+MIN_KEYPOINT_SCORE = 0.2
+BOOTSTRAPS = 500
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How one picture's predicted people fared, per OKS threshold.
+
+    scores (N,); right and wrong (10, N), neither where a prediction falls on a person that does not count
+    (crowd or no keypoints); labelled: the people to be found.
+    """
+
+    scores: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+    labelled: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    ap: float
+    ap50: float
+    ar: float
+
+
+def match(images: Sequence[LabelledImage], keypoints: dict[int, np.ndarray]) -> list[Matches]:
+    """Match predictions with the labels of their picture, as pycocotools does for keypoints.
+
+    keypoints: (17, 3) x, y, score by the id of the person whose box was given. Returns one entry per image.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    people = [(image.id, person) for image in images for person in image.people]
+    scored = [(image_id, person.id) for image_id, person in people if person.id in keypoints]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
+        truth, found = COCO(), COCO()
+        for coco, annotations in (
+            (truth, [_annotation(image_id, person) for image_id, person in people]),
+            (found, [_detection(image_id, key, keypoints[key]) for image_id, key in scored]),
+        ):
+            coco.dataset = {
+                "images": [{"id": image.id} for image in images],
+                "categories": [{"id": 1}],
+                "annotations": annotations,
+            }
+            coco.createIndex()
+        evaluation = COCOeval(truth, found, "keypoints")
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
+    return [_matches(by_image.get(image.id)) for image in images]
+
+
+def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
+    return {
+        "id": person.id,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": list(person.bbox),
+        "area": person.area,
+        "iscrowd": int(person.crowd),
+        "keypoints": person.keypoints.flatten().tolist(),
+        "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
+    }
+
+
+def _detection(image_id: int, key: int, keypoints: np.ndarray) -> dict[str, object]:
+    confident = keypoints[:, 2][keypoints[:, 2] > MIN_KEYPOINT_SCORE]
+    low, high = keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)
+    return {
+        "id": key,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [*low.tolist(), *(high - low).tolist()],
+        "area": float(np.prod(high - low)),
+        "keypoints": keypoints.flatten().tolist(),
+        "score": float(confident.mean()) if len(confident) else 0.0,
+    }
+
+
+def _matches(entry: dict | None) -> Matches:  # type: ignore[type-arg]
+    if entry is None:
+        nothing = np.zeros((len(OKS_THRESHOLDS), 0), dtype=bool)
+        return Matches(np.zeros(0), nothing, nothing, 0)
+    counted = ~entry["dtIgnore"].astype(bool)
+    matched = entry["dtMatches"] > 0
+    return Matches(
+        scores=np.array(entry["dtScores"]),
+        right=matched & counted,
+        wrong=~matched & counted,
+        labelled=int((1 - np.array(entry["gtIgnore"])).sum()),
+    )
+
+
+def accuracy(matches: Iterable[Matches]) -> Accuracy:
+    """COCO's AP (mean over OKS thresholds), AP at 0.50 and AR over all people of the pictures. NaN with
+    nobody.
+    """
+    matches = list(matches)
+    labelled = sum(m.labelled for m in matches)
+    if labelled == 0:
+        return Accuracy(np.nan, np.nan, np.nan)
+    order = np.argsort(-np.concatenate([m.scores for m in matches]), kind="stable")
+    right = np.concatenate([m.right for m in matches], axis=1)[:, order].cumsum(axis=1)
+    wrong = np.concatenate([m.wrong for m in matches], axis=1)[:, order].cumsum(axis=1)
+    if not len(order):
+        return Accuracy(0.0, 0.0, 0.0)
+    recall = right / labelled
+    precision = right / np.maximum(right + wrong, 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    padded = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
+    ap = np.array(
+        [row[np.searchsorted(r, RECALLS, side="left")].mean() for row, r in zip(padded, recall, strict=True)]
+    )
+    return Accuracy(float(ap.mean()), float(ap[0]), float(recall[:, -1].mean()))
+
+
+def interval(matches: Sequence[Matches], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the AP, pictures drawn with replacement."""
+    random = np.random.default_rng(seed)
+    draws = random.integers(0, len(matches), (BOOTSTRAPS, len(matches)))
+    aps = [accuracy(matches[i] for i in draw).ap for draw in draws]
+    low, high = np.nanpercentile(aps, (2.5, 97.5))
+    return float(low), float(high)
