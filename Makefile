@@ -1,10 +1,9 @@
-# make serve: install and serve on PORT.   make test: install and test.   make help: the rest.
+# make serve: install and serve on port 8000.   make test: install and test.   make help: the rest.
 #
 # Each step of the installation leaves a stamp only when it has succeeded, so that an interrupted one starts again
 # and a finished one costs nothing.
 
 PYTHON ?= python3.11
-PORT ?= 8000
 # Where torch and torchvision come from. Empty: PyPI, with CUDA. https://download.pytorch.org/whl/cpu: CPU only, small.
 TORCH_INDEX ?=
 # Folder with pictures of people, for training and evaluation.
@@ -25,8 +24,9 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
-serve: install ## Serve on PORT (8000).
-	PORT=$(PORT) exec $(RUN) -m app
+# make hands PORT=... and the rest of its command line on in the environment, where settings come from.
+serve: install ## Serve on port 8000, or PORT=...
+	exec $(RUN) -m app
 
 test: install-dev ## Run the tests.
 	$(RUN) -m pytest
