@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calibration.accuracy import accuracy, interval, match
 from calibration.data import LabelledImage, Pictures, has_split, read_split
@@ -57,25 +56,16 @@ def limits(scores: Sequence[float], p: float, theta: float, policy: str) -> tupl
 def estimate(pair: Pair, pictures: Pictures, images: Sequence[LabelledImage], batch: int = 32) -> Estimates:
     """Run router and both nets on every person with keypoints, boxes as labelled."""
     estimates = Estimates({}, {}, {})
-    pending: list[tuple[int, Tensor, tuple[float, float, float, float]]] = []
-
-    def flush() -> None:
-        keys, tensors, boxes = zip(*pending, strict=True)
-        box_tensor = torch.tensor(boxes)
-        estimates.difficulty.update(zip(keys, pair.router(tensors, box_tensor).tolist(), strict=True))
-        for net, results in ((pair.small, estimates.small), (pair.large, estimates.large)):
-            results.update(zip(keys, net(tensors, box_tensor).numpy(), strict=True))
-        pending.clear()
-
-    for image in images:
-        picture = pictures(image)
-        for person in image.people:
-            if person.has_pose:
-                pending.append((person.id, picture, person.bbox))
-                if len(pending) == batch:
-                    flush()
-    if pending:
-        flush()
+    people = [(image, person) for image in images for person in image.people if person.has_pose]
+    for start in range(0, len(people), batch):
+        part = people[start : start + batch]
+        opened = {key: pictures(image) for key, image in {image.id: image for image, _ in part}.items()}
+        tensors = [opened[image.id] for image, _ in part]
+        boxes = torch.tensor([person.bbox for _, person in part])
+        keys = [person.id for _, person in part]
+        estimates.difficulty.update(zip(keys, pair.router(tensors, boxes).tolist(), strict=True))
+        estimates.small.update(zip(keys, pair.small(tensors, boxes).numpy(), strict=True))
+        estimates.large.update(zip(keys, pair.large(tensors, boxes).numpy(), strict=True))
     return estimates
 
 

@@ -4,21 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calibration.okd import oks
 from models.estimator import PoseEstimator
-from models.skeleton import SIGMAS
 from models.tinypose import TinyPose
 from training.people import Sample
-
-
-def similarity(predicted: np.ndarray, samples: list[Sample]) -> np.ndarray:
-    """OKS (N,) of predicted keypoints (N, 17, 2+) with the annotated ones."""
-    variances = (2 * np.array(SIGMAS)) ** 2
-    scores = []
-    for points, sample in zip(predicted, samples, strict=True):
-        labelled = sample.weights > 0
-        squared = ((points[:, :2] - sample.keypoints) ** 2).sum(axis=1)
-        scores.append(np.exp(-squared / (2 * variances * max(sample.area, 1)))[labelled].mean())
-    return np.array(scores)
 
 
 def evaluate(
@@ -39,7 +28,12 @@ def evaluate(
             estimator([s.picture for s in part], torch.from_numpy(np.stack([s.bbox for s in part])))
             for part in (chosen[i : i + batch] for i in range(0, len(chosen), batch))
         ]
-        oks = similarity(torch.cat(predicted).numpy(), chosen)
-        results[f"{source}_oks"] = round(float(oks.mean()), 4)
-        results[f"{source}_ar"] = round(float((oks[:, None] > np.arange(0.5, 0.96, 0.05)).mean()), 4)
+        similarity = oks(
+            torch.cat(predicted).numpy()[:, :, :2],
+            np.stack([s.keypoints for s in chosen]),
+            np.stack([s.weights for s in chosen]),
+            np.array([s.area for s in chosen]),
+        )
+        results[f"{source}_oks"] = round(float(similarity.mean()), 4)
+        results[f"{source}_ar"] = round(float((similarity[:, None] > np.arange(0.5, 0.96, 0.05)).mean()), 4)
     return results

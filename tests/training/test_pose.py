@@ -11,7 +11,6 @@ from models.tinypose import TinyPose
 from training import pose
 from training.people import Sample
 from training.pose import RECIPES, Trainer, epoch, pose_loss, train
-from training.progress import similarity
 
 CPU = torch.device("cpu")
 TINY = replace(RECIPES["small"], size=(64, 64), batch=2, minutes=0.03)
@@ -89,16 +88,6 @@ def test_a_run_leaves_half_precision_weights_that_load_strictly_and_a_curve(tmp_
     assert curve[-1]["people"] == trainer.step * TINY.batch > 0
     assert {"loss", "ground_truth_oks", "ground_truth_ar", "more_oks"} <= curve[-1].keys()
     assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_perfect_prediction_has_a_similarity_of_one_and_unlabelled_joints_do_not_count() -> None:
-    (sample,) = people(1)
-    weights = sample.weights.copy()
-    weights[3] = 0
-    wrong = sample.keypoints.copy()
-    wrong[3] += 1000
-    assert similarity(wrong[None], [replace(sample, weights=weights)]) == pytest.approx([1])
-    assert similarity(wrong[None], [sample]) == pytest.approx([16 / 17])
 
 
 def test_without_pictures_it_says_that_it_was_skipped(
