@@ -1,0 +1,3 @@
+"""The DynPose service."""
+
+__version__ = "0.1.0"

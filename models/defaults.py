@@ -1,5 +1,7 @@
 """Numbers that the service and the offline commands must agree on. Sizes are (width, height) in pixels."""
 
+from typing import Literal
+
 PADDING = 1.25
 """A crop covers the bbox enlarged by this factor."""
 
@@ -22,5 +24,5 @@ P = 0.5
 THETA = 0.1
 """Eq. 7: where in the range of scores k1 lies."""
 
-MODE = "tracking"
-POLICY = "band"
+MODE: Literal["fixed", "tracking"] = "tracking"
+POLICY: Literal["band", "top"] = "band"

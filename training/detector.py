@@ -3,8 +3,9 @@
     python -m training.detector DATA --initial yolov8n.safetensors --out models/weights/detector.safetensors
 
 DATA is a folder with `train.json` (COCO format) and its pictures. Pictures whose people are not all annotated are left
-out, crowd areas are greyed out, and a fixed tenth is held back and measured before and after. Batch normalisation keeps
-its statistics: they come from all of COCO, the fine-tuning data are a sliver of it.
+out, crowd areas are greyed out, and a fixed tenth is held back and measured before and after. Only the class branch of
+the head learns (and batch normalisation keeps its statistics): the rest has seen all of COCO, of which these pictures
+are a sliver, and training it too was tried and made the boxes less exact (held-back AP 0.535 -> 0.521 and 0.527).
 """
 
 import argparse
@@ -200,7 +201,9 @@ def train(arguments: argparse.Namespace) -> None:
     network = initial_network(arguments.initial).to(device)
     network.args = GAINS
     average = build_network(ARCHITECTURE).to(device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-4)
+    network.requires_grad_(False)
+    learning = list(network.model[-1].cv3.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(learning, lr=arguments.rate, weight_decay=1e-4)
     step = 0
     checkpoint = arguments.out.with_suffix(".checkpoint")
     if checkpoint.exists():
@@ -235,7 +238,7 @@ def train(arguments: argparse.Namespace) -> None:
         loss = criterion(raw, batch)[0].sum() / arguments.batch
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(learning, 10.0)
         optimizer.step()
         losses.append(loss.item())
         step += 1
@@ -273,9 +276,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
     parser.add_argument("--initial", type=Path, required=True, help="yolov8n.safetensors, trained on COCO")
     parser.add_argument("--out", type=Path, default=Path("runs/detector.safetensors"))
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-5)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     arguments = parser.parse_args()

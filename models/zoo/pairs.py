@@ -89,6 +89,7 @@ class Pair:
     """A loaded pair. The networks belong to whoever calls them: one thread each."""
 
     manifest: Manifest
+    device: torch.device
     calibration: Path
     detector: YoloDetector
     router: DifficultyScorer
@@ -164,6 +165,7 @@ def load_pair(pair: str, device: torch.device, dtype: torch.dtype) -> Pair:
     manifest = read_manifest(pair)
     return Pair(
         manifest=manifest,
+        device=device,
         calibration=pair_folder(pair) / manifest.calibration,
         detector=load_detector(pair, manifest.detector, device, dtype),
         router=load_router(pair, manifest.router, device),

@@ -1,0 +1,47 @@
+"""`python -m app`: serve. Exit code 0 after an orderly end, 1 when the service cannot start."""
+
+import logging
+import sys
+
+from app.config import ConfigError
+from app.main import create_app
+from app.server import Server
+from app.service import Service
+from app.settings import SettingsError, load_settings
+from models.zoo import PairError
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load_settings()
+        service = Service(settings)
+    except (SettingsError, PairError, ConfigError, ValueError) as error:
+        print(f"dynpose cannot start: {error}", file=sys.stderr)
+        return 1
+    server = Server(
+        create_app(service),
+        host=settings.host,
+        port=settings.port,
+        on_drain=service.drain,
+        drain_delay_s=settings.drain_delay_s,
+        grace_s=settings.shutdown_grace_s,
+    )
+
+    def stop_on_failure() -> None:
+        server.should_exit = True
+
+    service.on_failure = stop_on_failure
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 1
+    if service.failure is not None:
+        print(f"dynpose cannot start: {service.failure}", file=sys.stderr)
+        return 1
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

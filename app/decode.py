@@ -1,0 +1,108 @@
+"""Bytes of a picture -> pixels. The header is judged before anything is decoded."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from app.errors import ApiError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow opens MPO as JPEG
+HEIF_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
+HEIF_BRANDS |= {b"avif": "AVIF", b"avis": "AVIF"}
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+WHITE = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Size in pixels as stored, before the EXIF orientation turns it."""
+
+    format: str
+    width: int
+    height: int
+
+    @property
+    def decoded_bytes(self) -> int:
+        return 3 * self.width * self.height
+
+
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Format and size without decoding. Raises ApiError: 415 for what is no picture that is taken here, 422 for an
+    empty or damaged one, 413 for too many pixels."""
+    if not data:
+        raise ApiError(422, "invalid_image", "the picture is empty")
+    with _open(data) as image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ApiError(422, "invalid_image", "the picture has no pixels")
+        if width * height > max_pixels:
+            raise ApiError(
+                413, "too_large", f"{width} x {height} pixels are more than the {max_pixels} allowed"
+            )
+        if image.mode == "F":
+            raise ApiError(415, "unsupported_media_type", "pictures of floating-point pixels are not taken")
+        return Header(image.format or "", width, height)
+
+
+def decode(data: bytes) -> Tensor:
+    """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation; transparency over white, 16 bit scaled.
+    Raises ApiError 422 when the picture is cut off or damaged."""
+    try:
+        return _decode(data)
+    except ApiError:
+        if not data.startswith(JPEG_START):
+            raise
+        # Many cameras lose only the two bytes that end a JPEG. Then bytes added before them change no pixel; where
+        # more is missing, they are taken for picture data.
+        whole, padded = _decode(data + JPEG_END), _decode(data + b"\x5a" * 64 + JPEG_END)
+        if not torch.equal(whole, padded):
+            raise
+        return whole
+
+
+def _decode(data: bytes) -> Tensor:
+    with _open(data) as image:
+        try:
+            image.seek(0)
+            image.load()
+            return torch.from_numpy(np.array(_rgb(_upright(image))))
+        except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+            raise ApiError(422, "invalid_image", "the picture is cut off or damaged") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ApiError(413, "too_large", "the picture has far too many pixels") from error
+    except Exception as error:
+        if data.startswith(MAGIC) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+            raise ApiError(422, "invalid_image", "the picture's header is damaged") from error
+        if data[4:8] == b"ftyp" and (name := HEIF_BRANDS.get(data[8:12])):
+            raise ApiError(415, "unsupported_media_type", f"{name} is not taken, convert to JPEG") from error
+        taken = "JPEG, PNG, WebP, BMP, TIFF and GIF are taken"
+        raise ApiError(415, "unsupported_media_type", f"not a picture of a known format: {taken}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block is no reason to refuse the picture
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BIT:
+        # Pillow's own conversion clips everything above 255 to white.
+        grey = np.asarray(image).clip(0, 65535) / 257
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
+    return image.convert("RGB")

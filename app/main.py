@@ -1,0 +1,46 @@
+"""The application: routes, errors and middleware around one `Service`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from app import __version__, errors
+from app.routes import routers
+from app.service import Service
+
+DESCRIPTION = """Finds people in pictures and returns their 17 COCO keypoints. A router scores how difficult each person
+is; only the share p that profits most goes to the large network. `PATCH /config` turns p while the service runs."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """An application that loads `service` when it starts and closes it when it ends."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(service.load()), asyncio.create_task(service.watch())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await service.close()
+
+    app = FastAPI(
+        title="DynPose",
+        version=__version__,
+        description=DESCRIPTION,
+        license_info={"name": "AGPL-3.0", "identifier": "AGPL-3.0-or-later"},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    for router in routers:
+        app.include_router(router)
+    errors.install(app)
+
+    def observe(path: str, status: int, seconds: float) -> None:
+        if path == "/pose":
+            service.metrics.request(status, seconds)
+
+    app.add_middleware(errors.RequestId, observe=observe)
+    return app

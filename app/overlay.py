@@ -1,0 +1,108 @@
+"""The picture with what was found drawn in: boxes, skeletons coloured by route, the router's score beside each box."""
+
+import io
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from app.pipeline import ImageResult, Person
+from app.policy import Route
+from models.skeleton import SKELETON
+
+# Okabe and Ito's palette: told apart by colour-blind people too.
+COLOURS = {Route.easy: (0, 158, 115), Route.hard: (230, 159, 0), Route.extremely_hard: (204, 121, 167)}
+FORCED_COLOUR = (86, 180, 233)
+DARK = (20, 20, 20)
+
+MIN_JOINT_SCORE = 0.2
+MIN_SIDE = 640
+"""Pictures whose longest side is smaller are enlarged, so that labels can be read."""
+SUPERSAMPLED_PIXELS = 2_000_000
+"""Up to this size lines are drawn at twice the size and scaled down, which smooths them."""
+
+
+def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
+    """pixels: (H, W, 3) uint8 RGB on the CPU. Joints scored below 0.2 are left out, and the lines to them."""
+    image = Image.fromarray(pixels.numpy())
+    factor = max(1.0, MIN_SIDE / max(image.size))
+    size = (round(image.width * factor), round(image.height * factor))
+    smooth = 2 if size[0] * size[1] <= SUPERSAMPLED_PIXELS else 1
+    factor *= smooth
+    canvas = (
+        image.resize((size[0] * smooth, size[1] * smooth), Image.Resampling.BICUBIC) if factor > 1 else image
+    )
+    pen = ImageDraw.Draw(canvas)
+    unit = max(canvas.size) / 400  # a line's width, before it is fitted to the person
+    for person in reversed(result.people):  # the best last, on top
+        _skeleton(pen, person, factor, unit)
+    font = ImageFont.load_default(max(canvas.size) / 55)
+    for person in reversed(result.people):
+        _label(pen, person, factor, unit, font, canvas.width)
+    _legend(pen, result, font, canvas.height)
+    return canvas.resize(size, Image.Resampling.BOX) if smooth > 1 else canvas
+
+
+def encode(image: Image.Image, accept: str) -> tuple[bytes, str]:
+    """(file, media type): JPEG when `accept` asks for it and not for PNG, else PNG."""
+    jpeg = "image/jpeg" in accept and "image/png" not in accept
+    buffer = io.BytesIO()
+    if jpeg:
+        image.save(buffer, "JPEG", quality=90)
+    else:
+        image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue(), "image/jpeg" if jpeg else "image/png"
+
+
+def _colour(person: Person) -> tuple[int, int, int]:
+    return FORCED_COLOUR if person.route is None else COLOURS[person.route]
+
+
+def _skeleton(pen: ImageDraw.ImageDraw, person: Person, factor: float, unit: float) -> None:
+    colour = _colour(person)
+    width = max(2, round(min(unit, person.bbox[3] * factor / 60)))
+    x, y, w, h = (value * factor for value in person.bbox)
+    pen.rectangle((x, y, x + w, y + h), outline=colour, width=max(1, width // 2))
+    joints = [(kx * factor, ky * factor, score) for kx, ky, score in person.keypoints]
+    for thickness, paint in ((width + 2, DARK), (width, colour)):  # a dark edge shows on any background
+        for a, b in SKELETON:
+            if min(joints[a][2], joints[b][2]) >= MIN_JOINT_SCORE:
+                pen.line((joints[a][:2], joints[b][:2]), fill=paint, width=thickness)
+        for jx, jy, score in joints:
+            if score >= MIN_JOINT_SCORE:
+                radius = thickness * 0.9
+                pen.ellipse((jx - radius, jy - radius, jx + radius, jy + radius), fill=paint)
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    person: Person,
+    factor: float,
+    unit: float,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    canvas_width: int,
+) -> None:
+    text = person.estimator if person.difficulty is None else f"{person.difficulty:.3f}"
+    _, _, right, bottom = pen.textbbox((0, 0), text, font)
+    x = min(max(0, person.bbox[0] * factor), canvas_width - right - 2 * unit)
+    y = max(0, person.bbox[1] * factor - bottom - unit)
+    pen.rectangle((x, y, x + right + 2 * unit, y + bottom + unit), fill=_colour(person))
+    pen.text((x + unit, y), text, DARK, font)
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw,
+    result: ImageResult,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    canvas_height: int,
+) -> None:
+    entries = {
+        _colour(person): "forced" if person.route is None else person.route.replace("_", " ")
+        for person in sorted(result.people, key=lambda person: person.route or "")
+    }
+    x = 0.0
+    for colour, text in entries.items():
+        _, _, right, bottom = pen.textbbox((0, 0), text, font)
+        pad = bottom / 3
+        pen.rectangle((x, canvas_height - bottom - 2 * pad, x + right + 2 * pad, canvas_height), fill=colour)
+        pen.text((x + pad, canvas_height - bottom - pad), text, DARK, font)
+        x += right + 2 * pad

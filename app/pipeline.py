@@ -1,0 +1,210 @@
+"""The way of one picture: detect -> score -> route -> estimate -> answer.
+
+    detect ─> boxes ─> score ─> s in (0, 1) ─ policy: k1, k2 ─┬─ s <= k1       easy            ─> small net
+                                                              ├─ k1 < s < k2   hard            ─> large net
+                                                              └─ s >= k2       extremely hard  ─> small net
+
+A person travels alone between the router and the answer: the people of one picture may take different routes, and
+the people of many requests share a batch. What travels is (picture, bbox); every network cuts its own crop.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.batching import BatchQueue, Ticket
+from app.intake import Picture
+from app.metrics import Metrics
+from app.policy import Route, Snapshot, SplitPolicy
+from models.estimator import PoseEstimator
+from models.zoo import Pair
+
+Bbox = tuple[float, float, float, float]
+EstimatorChoice = Literal["auto", "small", "large"]
+
+# A joint below this says nothing about how good the pose is (COCO's usual rescoring).
+RESCORING_THRESHOLD = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class PoseOptions:
+    """What the client asked for; the service's settings where it asked for nothing."""
+
+    p: float | None
+    estimator: EstimatorChoice
+    min_score: float
+    max_people: int
+    flip_test: bool
+
+
+@dataclass(slots=True)
+class PoseRequest:
+    """One HTTP request. `split` is taken when its first person is routed and then kept, so that the split in the
+    answer is exactly the one that routed all its people."""
+
+    ticket: Ticket
+    options: PoseOptions
+    split: Snapshot | None = None
+
+
+class DetectItem(NamedTuple):
+    picture: Tensor
+    min_score: float
+
+
+class PersonItem(NamedTuple):
+    picture: Tensor
+    bbox: Bbox
+    flip_test: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """bbox: x, y, w, h in picture pixels. keypoints: (17, 3) x, y in picture pixels and score."""
+
+    bbox: Bbox
+    bbox_score: float
+    keypoints: list[list[float]]
+    score: float
+    route: Route | None
+    estimator: Literal["small", "large"]
+    difficulty: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """People in falling order of score. `truncated`: more were found than `max_people`."""
+
+    people: list[Person] = field(default_factory=list)
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    detect: BatchQueue[DetectItem, Tensor]
+    score: BatchQueue[PersonItem, float]
+    easy: BatchQueue[PersonItem, Tensor]
+    hard: BatchQueue[PersonItem, Tensor]
+    extremely_hard: BatchQueue[PersonItem, Tensor]
+
+
+class Pipeline:
+    """Runs on the event loop; the networks run in the stages' threads behind the queues."""
+
+    def __init__(self, queues: Queues, policy: SplitPolicy, metrics: Metrics) -> None:
+        self.queues = queues
+        self.policy = policy
+        self.metrics = metrics
+
+    async def pose(self, picture: Picture, boxes: Sequence[Bbox] | None, request: PoseRequest) -> ImageResult:
+        """Keypoints of everybody in `picture`, or of the people in `boxes` when those are given."""
+        truncated = False
+        if boxes is None:
+            found = await self._detect(picture, request)
+            truncated = len(found) > request.options.max_people
+            scored = found[: request.options.max_people]
+        else:
+            scored = [(bbox, 1.0) for bbox in boxes]
+        people = await asyncio.gather(
+            *(self._person(picture, bbox, score, request) for bbox, score in scored)
+        )
+        finite = [person for person in people if person is not None]
+        self.metrics.image(people=len(finite))
+        return ImageResult(sorted(finite, key=lambda person: -person.score), truncated)
+
+    async def _detect(self, picture: Picture, request: PoseRequest) -> list[tuple[Bbox, float]]:
+        item = DetectItem(picture.pixels, request.options.min_score)
+        found = await self.queues.detect.submit(item, request.ticket)
+        return [((x, y, w, h), score) for x, y, w, h, score in found.tolist()]
+
+    async def _person(
+        self, picture: Picture, bbox: Bbox, bbox_score: float, request: PoseRequest
+    ) -> Person | None:
+        item = PersonItem(picture.pixels, bbox, request.options.flip_test)
+        choice = request.options.estimator
+        route: Route | None = None
+        difficulty: float | None = None
+        if choice == "auto":
+            difficulty = await self.queues.score.submit(item, request.ticket)
+            route = self._route(difficulty, request)
+            queue = {Route.easy: self.queues.easy, Route.hard: self.queues.hard}.get(
+                route, self.queues.extremely_hard
+            )
+            choice = "large" if route is Route.hard else "small"
+        else:
+            queue = self.queues.hard if choice == "large" else self.queues.easy
+            self.metrics.forced(choice)
+        keypoints = await queue.submit(item, request.ticket)
+        if not torch.isfinite(keypoints).all():
+            self.metrics.failed(choice)
+            return None
+        return Person(
+            bbox=bbox,
+            bbox_score=bbox_score,
+            keypoints=keypoints.tolist(),
+            score=bbox_score * _pose_score(keypoints),
+            route=route,
+            estimator=choice,
+            difficulty=difficulty,
+        )
+
+    def split(self, options: PoseOptions) -> Snapshot:
+        """The split in force for a request with these options."""
+        return self.policy.snapshot if options.p is None else self.policy.for_p(options.p)
+
+    def _route(self, difficulty: float, request: PoseRequest) -> Route:
+        if request.split is None:
+            request.split = self.split(request.options)
+        route = request.split.route(difficulty)
+        self.policy.observe(difficulty, route, own_p=request.options.p is None)
+        self.metrics.person(route, difficulty)
+        return route
+
+
+def _pose_score(keypoints: Tensor) -> float:
+    """Mean score of the joints above 0.2, 0 without any. keypoints: (17, 3)."""
+    scores = keypoints[:, 2]
+    sure = scores[scores > RESCORING_THRESHOLD]
+    return float(sure.mean()) if len(sure) else 0.0
+
+
+def detect_stage(pair: Pair) -> Callable[[list[DetectItem]], list[Tensor]]:
+    """Pictures -> (M, 5) boxes x, y, w, h, score of each, best first."""
+
+    def run(items: list[DetectItem]) -> list[Tensor]:
+        return pair.detector([item.picture for item in items], [item.min_score for item in items])
+
+    return run
+
+
+def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[float]]:
+    """People -> difficulty of each, 0 to 1. A score that is not finite is a failure of that person's item."""
+
+    def run(items: list[PersonItem]) -> list[float]:
+        boxes = torch.tensor([item.bbox for item in items])
+        scores: list[float] = pair.router([item.picture for item in items], boxes).tolist()
+        if not all(map(math.isfinite, scores)):
+            raise FloatingPointError("the router's score is not finite")
+        return scores
+
+    return run
+
+
+def estimate_stage(estimator: PoseEstimator) -> Callable[[list[PersonItem]], list[Tensor]]:
+    """People -> (17, 3) keypoints of each. `flip_test` may differ within a batch, as it can be changed at any time."""
+
+    def run(items: list[PersonItem]) -> list[Tensor]:
+        results: dict[int, Tensor] = {}
+        for flip_test in {item.flip_test for item in items}:
+            group = [index for index, item in enumerate(items) if item.flip_test == flip_test]
+            boxes = torch.tensor([items[index].bbox for index in group])
+            keypoints = estimator([items[index].picture for index in group], boxes, flip_test=flip_test)
+            results.update(zip(group, keypoints, strict=True))
+        return [results[index] for index in range(len(items))]
+
+    return run

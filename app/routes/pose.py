@@ -1,0 +1,231 @@
+"""POST /pose."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app import overlay
+from app.batching import ClientGone, DeadlineExceeded, Overloaded, Ticket
+from app.decode import Header
+from app.errors import ApiError, request_id, to_api_error
+from app.intake import GivenImages, Picture, Upload, examine, read, to_picture
+from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
+from app.routes.common import authorise, problems, service_of
+from app.schemas import PoseAnswer, PoseQuery, coco_results, error_answer, image_answer, split_answer
+from app.service import Service
+
+log = logging.getLogger("dynpose.pose")
+
+router = APIRouter(tags=["pose"])
+
+STAGES = {"detect": ("detect",), "score": ("score",), "estimate": ("small", "large")}
+
+ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
+
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {
+                    "images": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    "boxes": {
+                        "type": "string",
+                        "description": "JSON: a list of [x, y, w, h], or null, per picture",
+                    },
+                },
+            },
+        },
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/json": {
+            "schema": GivenImages.model_json_schema(ref_template="#/components/schemas/{model}"),
+            "example": {"images": [{"data": "<base64 of a JPEG>", "boxes": [[48.1, 398.0, 197.2, 505.6]]}]},
+        },
+    },
+}
+
+
+@router.post(
+    "/pose",
+    response_model=PoseAnswer,
+    responses=ANSWER | problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra={"requestBody": BODY},
+)
+async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Response:
+    """Find the people of one or more pictures and their keypoints.
+
+    Send the picture as the body (`image/*`), as multipart parts `images` (with an optional part `boxes`), or as JSON
+    with base64. A bad picture among several has `error` in its place.
+    """
+    started = time.monotonic()
+    service = service_of(request)
+    authorise(request, service.settings.pose_token)
+    pipeline = service.ready_pipeline()
+    options = options_of(query, service)
+    uploads = await read(request, service.settings)
+    if query.render and len(uploads) > 1:
+        raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
+    headers = [header_of(upload, service) for upload in uploads]
+    good = [header for header in headers if isinstance(header, Header)]
+    if not good:
+        raise next(header for header in headers if isinstance(header, ApiError))
+    deadline_s = (query.deadline_ms or service.settings.deadline_ms) / 1000
+    work = PoseRequest(Ticket(request_id(request), started + deadline_s), options)
+    with admitted(service, good), service.metrics.in_flight.track_inprogress():
+        async with in_time_and_wanted(request, work.ticket, service):
+            outcomes = await asyncio.gather(
+                *(
+                    one_picture(service, pipeline, work, upload, header)
+                    for upload, header in zip(uploads, headers, strict=True)
+                )
+            )
+            return await answer(service, pipeline, request, query, work, uploads, outcomes, started)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    picture: Picture
+    result: ImageResult
+    decode_s: float
+
+
+def options_of(query: PoseQuery, service: Service) -> PoseOptions:
+    live, limit = service.config.live, service.settings.max_people
+    if query.max_people is not None and query.max_people > limit:
+        raise ApiError(422, "invalid_parameter", f"max_people: at most {limit}")
+    return PoseOptions(
+        p=query.p,
+        estimator=query.estimator,
+        min_score=live.min_score if query.min_score is None else query.min_score,
+        max_people=query.max_people or limit,
+        flip_test=live.flip_test,
+    )
+
+
+def header_of(upload: Upload, service: Service) -> Header | ApiError:
+    """What can be known of a picture before it is decoded, or what is wrong with it."""
+    try:
+        return examine(upload, service.settings)
+    except ApiError as error:
+        return error
+
+
+@contextmanager
+def admitted(service: Service, headers: list[Header]) -> Iterator[None]:
+    """Hold room for all pictures of the request, before any is decoded."""
+    try:
+        with service.admission.admit(len(headers), sum(header.decoded_bytes for header in headers)):
+            yield
+    except Overloaded:
+        service.metrics.rejected("overloaded")
+        raise
+
+
+@asynccontextmanager
+async def in_time_and_wanted(request: Request, ticket: Ticket, service: Service) -> AsyncIterator[None]:
+    """Give up, and give back all places in the queues, at the deadline or when the client hangs up."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async with asyncio.timeout(max(0.0, ticket.deadline - time.monotonic())):
+            yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        service.metrics.cancelled()
+        raise ClientGone from None
+    finally:
+        watcher.cancel()
+        ticket.cancel()
+
+
+async def one_picture(
+    service: Service, pipeline: Pipeline, work: PoseRequest, upload: Upload, header: Header | ApiError
+) -> Outcome | ApiError:
+    """Decode and estimate; an error concerns this picture alone, but for one of the whole request."""
+    if isinstance(header, ApiError):
+        return header
+    try:
+        begun = time.monotonic()
+        picture = await service.in_thread(to_picture, upload, service.device)
+        decode_s = time.monotonic() - begun
+        return Outcome(picture, await pipeline.pose(picture, upload.boxes, work), decode_s)
+    except (DeadlineExceeded, ClientGone):
+        raise
+    except Exception as error:
+        told = to_api_error(error)
+        if told.status == 500:
+            log.exception("request %s: a picture failed", work.ticket.request_id)
+        return told
+
+
+async def answer(
+    service: Service,
+    pipeline: Pipeline,
+    request: Request,
+    query: PoseQuery,
+    work: PoseRequest,
+    uploads: list[Upload],
+    outcomes: list[Outcome | ApiError],
+    started: float,
+) -> Response:
+    """The answer in the form that was asked for. Raises the first error where it fails whole."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ApiError)]
+    found = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+    if errors and (not found or query.format == "coco"):
+        raise errors[0]
+    if query.render:
+        accept = request.headers.get("accept", "")
+        drawn, kind = await service.in_thread(rendered, found[0], accept)
+        return Response(drawn, media_type=kind)
+    if query.format == "coco":
+        ids = [
+            upload.image_id if upload.image_id is not None else index for index, upload in enumerate(uploads)
+        ]
+        return JSONResponse(coco_results(list(zip(ids, (outcome.result for outcome in found), strict=True))))
+    full = PoseAnswer(
+        request_id=work.ticket.request_id,
+        models=service.manifest.names(),
+        split=split_answer(work.split or pipeline.split(work.options)),
+        images=[
+            image_answer(index, outcome.picture, outcome.result)
+            if isinstance(outcome, Outcome)
+            else error_answer(index, uploads[index], outcome.code, outcome.detail)
+            for index, outcome in enumerate(outcomes)
+        ],
+        timing_ms=timing(work, found, time.monotonic() - started),
+    )
+    return Response(full.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def rendered(outcome: Outcome, accept: str) -> tuple[bytes, str]:
+    return overlay.encode(overlay.draw(outcome.picture.pixels.cpu(), outcome.result), accept)
+
+
+def timing(work: PoseRequest, outcomes: list[Outcome], total_s: float) -> dict[str, float]:
+    """Milliseconds: decoding, run time of the batches that held this request, and the rest as `queued`."""
+    ran = work.ticket.run_seconds
+    seconds = {"decode": max((outcome.decode_s for outcome in outcomes), default=0.0)}
+    seconds |= {name: sum(ran.get(stage, 0.0) for stage in stages) for name, stages in STAGES.items()}
+    seconds |= {"queued": max(0.0, total_s - sum(seconds.values())), "total": total_s}
+    return {name: round(1000 * value, 2) for name, value in seconds.items()}

@@ -1,0 +1,231 @@
+"""What POST /pose takes and answers, as OpenAPI describes it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.config import finite
+from app.intake import Picture, Upload
+from app.pipeline import EstimatorChoice, ImageResult, Person
+from app.policy import Mode, Policy, Route, Snapshot
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+MAX_DEADLINE_MS = 600_000
+
+
+class PoseQuery(BaseModel):
+    """Query parameters of POST /pose; what is left out follows the service's settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    p: Fraction | None = Field(None, description="share of this request's people for the large net, 0 to 1")
+    estimator: EstimatorChoice = Field("auto", description="`small` and `large` skip the router")
+    min_score: Fraction | None = Field(None, description="detections below this score are dropped, 0 to 1")
+    max_people: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="keep the best-scored detections"
+    )
+    format: Literal["full", "coco"] = Field("full", description="`coco`: the list of keypoint results alone")
+    render: Literal["overlay"] | None = Field(None, description="answer with the picture, skeletons drawn in")
+    deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = Field(
+        None, description="answer 504 after so many milliseconds"
+    )
+
+
+class PersonAnswer(BaseModel):
+    """One person. Coordinates are pixels of the upright picture."""
+
+    bbox: list[float] = Field(description="x, y, width, height")
+    bbox_score: float
+    keypoints: list[list[float]] = Field(
+        description="17 rows x, y, score in COCO's order (GET /version names them)"
+    )
+    score: float = Field(description="bbox_score x mean keypoint score over 0.2")
+    route: Route | None = Field(description="null with a forced estimator")
+    estimator: Literal["small", "large"]
+    difficulty: float = Field(0.0, description="the router's score; absent with a forced estimator")
+
+
+class ImageError(BaseModel):
+    code: str
+    detail: str
+
+
+class ImageAnswer(BaseModel):
+    """One picture: its people, or `error`."""
+
+    index: int
+    name: str | None
+    width: int = 0
+    height: int = 0
+    people: list[PersonAnswer] = Field([], description="in falling order of score")
+    routes: dict[Route, int] = {}
+    truncated: bool = Field(False, description="more people were found than max_people")
+    error: ImageError | None = Field(None, description="in place of the rest, for a bad picture among others")
+
+
+class SplitAnswer(BaseModel):
+    """The split that routed all people of this request. Infinite thresholds are null."""
+
+    p: float
+    k1: float | None
+    k2: float | None
+    mode: Mode
+    policy: Policy
+    version: int
+    revision: int
+
+
+class PoseAnswer(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": "0f7c1d2ab84e4f6f9d1e",
+                    "models": {
+                        "pair": "embedded",
+                        "detector": "yolov8n-640-1b7380f0",
+                        "router": "router-2934ca94",
+                        "small": "tinypose-96x128-08db567d",
+                        "large": "tinypose-mirrored-192x256-f18e943e",
+                    },
+                    "split": {
+                        "p": 0.5,
+                        "k1": 0.214031,
+                        "k2": 0.630912,
+                        "mode": "tracking",
+                        "policy": "band",
+                        "version": 1,
+                        "revision": 12,
+                    },
+                    "images": [
+                        {
+                            "index": 0,
+                            "name": "bus.jpg",
+                            "width": 810,
+                            "height": 1080,
+                            "people": [
+                                {
+                                    "bbox": [48.1, 398.0, 197.2, 505.6],
+                                    "bbox_score": 0.91,
+                                    "keypoints": [[142.7, 441.8, 0.97]] * 17,
+                                    "score": 0.83,
+                                    "route": "hard",
+                                    "estimator": "large",
+                                    "difficulty": 0.442,
+                                }
+                            ],
+                            "routes": {"easy": 0, "hard": 1, "extremely_hard": 0},
+                            "truncated": False,
+                        }
+                    ],
+                    "timing_ms": {
+                        "decode": 6.1,
+                        "detect": 38.0,
+                        "score": 1.2,
+                        "estimate": 21.4,
+                        "queued": 2.0,
+                        "total": 69.3,
+                    },
+                }
+            ]
+        }
+    )
+
+    request_id: str
+    models: dict[str, str]
+    split: SplitAnswer
+    images: list[ImageAnswer]
+    timing_ms: dict[str, float] = Field(description="stages: run time of the batches that held this request")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is for programs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "detail": "the picture is cut off or damaged",
+                    "code": "invalid_image",
+                    "request_id": "0f7c1d2ab84e4f6f9d1e",
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+def image_answer(index: int, picture: Picture, result: ImageResult) -> ImageAnswer:
+    """2 decimals for coordinates, 6 for scores."""
+    routes = dict.fromkeys(Route, 0)
+    for person in result.people:
+        if person.route is not None:
+            routes[person.route] += 1
+    return ImageAnswer(
+        index=index,
+        name=picture.name,
+        width=picture.width,
+        height=picture.height,
+        people=[_person_answer(person) for person in result.people],
+        routes=routes,
+        truncated=result.truncated,
+    )
+
+
+def error_answer(index: int, upload: Upload, code: str, detail: str) -> ImageAnswer:
+    return ImageAnswer(index=index, name=upload.name, error=ImageError(code=code, detail=detail))
+
+
+def _person_answer(person: Person) -> PersonAnswer:
+    answer: dict[str, Any] = {
+        "bbox": [round(value, 2) for value in person.bbox],
+        "bbox_score": round(person.bbox_score, 6),
+        "keypoints": [[round(x, 2), round(y, 2), round(score, 6)] for x, y, score in person.keypoints],
+        "score": round(person.score, 6),
+        "route": person.route,
+        "estimator": person.estimator,
+    }
+    if person.difficulty is not None:
+        answer["difficulty"] = round(person.difficulty, 6)
+    return PersonAnswer(**answer)
+
+
+def split_answer(split: Snapshot) -> SplitAnswer:
+    return SplitAnswer(
+        p=split.p,
+        k1=finite(split.k1),
+        k2=finite(split.k2),
+        mode=split.mode,
+        policy=split.policy,
+        version=split.version,
+        revision=split.revision,
+    )
+
+
+def coco_results(pictures: list[tuple[int | str, ImageResult]]) -> list[dict[str, Any]]:
+    """COCO keypoint results of (image_id, result) pairs, as pycocotools reads them."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": 1,
+            "bbox": [round(value, 2) for value in person.bbox],
+            "keypoints": [
+                value
+                for x, y, score in person.keypoints
+                for value in (round(x, 2), round(y, 2), round(score, 6))
+            ],
+            "score": round(person.score, 6),
+        }
+        for image_id, result in pictures
+        for person in result.people
+    ]

@@ -1,0 +1,59 @@
+"""uvicorn with a shutdown that loses nothing: first refuse, then close the port, then answer what was admitted."""
+
+import logging
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+log = logging.getLogger("dynpose.server")
+
+
+class Server(uvicorn.Server):
+    """SIGTERM and SIGINT are handled here: uvicorn would close its listeners before the application hears of it, and
+    end the process by the signal.
+
+    on_drain: called at the first signal, after which the application answers 503. drain_delay_s: seconds until the port
+    is closed, for a load balancer to notice. grace_s: seconds that admitted requests then have; what they cut off is
+    logged. A second signal ends the process at once.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        host: str,
+        port: int,
+        on_drain: Callable[[], None],
+        drain_delay_s: float,
+        grace_s: float,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                timeout_graceful_shutdown=max(1, round(grace_s)),
+                access_log=False,
+                server_header=False,
+            )
+        )
+        self._on_drain = on_drain
+        self._drain_delay_s = drain_delay_s
+        self._close_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """The signal handler."""
+        if self._close_at is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._close_at = time.monotonic() + self._drain_delay_s
+        self._on_drain()
+        log.info("draining: the port closes in %g s", self._drain_delay_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's ten looks a second at whether to go on."""
+        due = self._close_at is not None and time.monotonic() >= self._close_at
+        return await super().on_tick(counter) or due

@@ -1,0 +1,159 @@
+"""The parts of a running service and their life: load, warm, serve, drain."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from app import __version__
+from app.batching import Admission, BatchQueue, Stage, StageDied
+from app.config import ConfigStore
+from app.errors import ApiError
+from app.metrics import Metrics
+from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
+from app.settings import Settings
+from models.runtime import resolve_device, resolve_dtype
+from models.zoo import Pair, PairError, load_pair, pair_folder, read_manifest
+
+log = logging.getLogger("dynpose")
+
+T = TypeVar("T")
+
+PICTURE_BUCKETS = (1, 2, 4, 8)
+PERSON_BUCKETS = (1, 2, 4, 8, 16)
+"""Batch sizes, all warmed before the service is ready."""
+
+WATCH_INTERVAL_S = 0.5
+
+
+class Service:
+    """Everything behind the routes. The constructor reads what is cheap to read and fails on what is wrong with it
+    (PairError, ConfigError, ValueError); networks load in the background, while the port is open already."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = resolve_device(settings.device)
+        self.dtype = resolve_dtype(self.device, settings.precision)
+        self.manifest = read_manifest(settings.pair)
+        self.config = ConfigStore(
+            settings, self.manifest, pair_folder(settings.pair) / self.manifest.calibration
+        )
+        self.metrics = Metrics(
+            version=__version__,
+            pair=self.manifest.pair,
+            device=self.device.type,
+            runtime=f"eager-{str(self.dtype).removeprefix('torch.')}",
+        )
+        self.admission = Admission(settings.max_pending_pictures, settings.max_pending_bytes)
+        self.workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="worker")
+        self.status: Literal["loading", "warming", "ready", "draining"] = "loading"
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.stages: list[Stage] = []
+        self.pipeline: Pipeline | None = None
+
+    async def load(self) -> None:
+        """Load and warm the networks, start the stages, then be ready. A failure is kept in `failure`."""
+        try:
+            started = time.monotonic()
+            pair = await asyncio.to_thread(load_pair, self.settings.pair, self.device, self.dtype)
+            self.status = "warming"
+            stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)
+            await asyncio.to_thread(warm, pair)
+        except (PairError, RuntimeError) as error:
+            self.failure = str(error)
+            self.on_failure()
+            return
+        queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})
+        self.metrics.bind(lambda: self.config.policy, stages)
+        for stage in stages:
+            stage.start()
+        self.stages = stages
+        self.pipeline = Pipeline(queues, self.config.policy, self.metrics)
+        if self.status == "warming":
+            self.status = "ready"
+            log.info("ready on %s after %.1f s", self.device, time.monotonic() - started)
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run what takes long and is no network's work (decoding, drawing) beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work, *arguments)
+
+    def drain(self) -> None:
+        """Refuse new work; what was admitted is still answered. Safe in a signal handler."""
+        self.status = "draining"
+
+    async def watch(self) -> None:
+        """Give up on a stage that is stuck in one batch, so that nobody waits for it."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            for stage in self.stages:
+                since = stage.busy_since
+                if stage.alive and since is not None and time.monotonic() - since > self.settings.stall_s:
+                    log.error("stage %s has been in one batch for %g s", stage.name, self.settings.stall_s)
+                    stage.abandon(StageDied(stage.name))
+
+    async def close(self) -> None:
+        """End the stages' threads, after the last request."""
+        for stage in self.stages:
+            stage.drain()
+        for stage in self.stages:
+            await asyncio.to_thread(stage.join, 1.0)
+        self.workers.shutdown(wait=False, cancel_futures=True)
+
+    def unhealthy(self) -> str | None:
+        """Why the process should be restarted, if it should."""
+        dead = [stage.name for stage in self.stages if not stage.alive]
+        return f"the stage {dead[0]} has died or is stuck" if dead else None
+
+    def unready(self) -> str | None:
+        """Why no request should be sent here, if none should."""
+        return self.unhealthy() or (None if self.status == "ready" else self.status)
+
+    def ready_pipeline(self) -> Pipeline:
+        """The pipeline, or ApiError 503 (`not_ready`, `draining`)."""
+        reason = self.unready()
+        if reason is None and self.pipeline is not None:
+            return self.pipeline
+        code = "draining" if self.status == "draining" else "not_ready"
+        self.metrics.rejected(code)
+        raise ApiError(503, code, f"the service is not ready: {reason}", {"Retry-After": "1"})
+
+
+def build_stages(pair: Pair, metrics: Metrics, max_passed_over_s: float) -> list[Stage]:
+    """The four threads and their five queues."""
+    queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
+
+    def stage(
+        name: str, run: Callable[[list[Any]], Any], serves: tuple[str, ...], buckets: tuple[int, ...]
+    ) -> Stage:
+        return Stage(
+            name,
+            run,
+            [queues[queue] for queue in serves],
+            buckets=buckets,
+            observer=metrics,
+            max_passed_over_s=max_passed_over_s,
+        )
+
+    return [
+        stage("detect", detect_stage(pair), ("detect",), PICTURE_BUCKETS),
+        stage("score", score_stage(pair), ("score",), PERSON_BUCKETS),
+        stage("small", estimate_stage(pair.small), ("easy", "extremely_hard"), PERSON_BUCKETS),
+        stage("large", estimate_stage(pair.large), ("hard",), PERSON_BUCKETS),
+    ]
+
+
+def warm(pair: Pair) -> None:
+    """Run every network once at every batch size, so that the first requests do not pay for it."""
+    picture = torch.zeros(480, 640, 3, dtype=torch.uint8, device=pair.device)
+    for size in PICTURE_BUCKETS:
+        detect_stage(pair)([DetectItem(picture, 0.5)] * size)
+    person = PersonItem(picture, (100.0, 100.0, 150.0, 300.0), flip_test=False)
+    for run in (score_stage(pair), estimate_stage(pair.small), estimate_stage(pair.large)):
+        for size in PERSON_BUCKETS:
+            run([person] * size)
