@@ -29,7 +29,9 @@ def test_the_env_example_names_every_setting_with_its_default() -> None:
 
 def test_the_env_example_with_nothing_commented_out_gives_the_defaults(tmp_path: Path) -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
-    set_all = [line.removeprefix("# ") for line in lines if line[2:].split("=")[0].lower() in Settings.model_fields]
+    set_all = [
+        line.removeprefix("# ") for line in lines if line[2:].split("=")[0].lower() in Settings.model_fields
+    ]
     assert len(set_all) == len(Settings.model_fields)
     (tmp_path / ".env").write_text("\n".join(set_all))
     assert load_settings() == Settings(_env_file=None)
