@@ -121,9 +121,8 @@ def check_boxes(boxes: Sequence[Bbox], width: int, height: int) -> None:
     """Raises ApiError 422 for a box that lies wholly outside the picture of `width` x `height` pixels."""
     for index, (x, y, w, h) in enumerate(boxes):
         if not (x < width and y < height and x + w > 0 and y + h > 0):
-            raise ApiError(
-                422, "invalid_box", f"box {index} lies outside the picture of {width} x {height} pixels"
-            )
+            detail = f"box {index} lies outside the picture of {width} x {height} pixels"
+            raise ApiError(422, "invalid_box", detail)
 
 
 async def read_body(request: Request, limit: int, settings: Settings) -> bytes:
@@ -162,9 +161,8 @@ def _from_multipart(body: bytes, boundary: bytes, settings: Settings) -> list[Up
         elif name == b"boxes" and boxes is None:
             boxes = _boxes_part(data, settings)
         else:
-            raise ApiError(
-                422, "invalid_parameter", "the parts are `images`, once or more, and `boxes`, at most once"
-            )
+            detail = "the parts are `images`, once or more, and `boxes`, at most once"
+            raise ApiError(422, "invalid_parameter", detail)
     if boxes is None:
         return uploads
     if len(boxes) != len(uploads):
@@ -195,9 +193,8 @@ def _json(data: bytes, settings: Settings) -> object:
     # A 64 MiB body of `[],[],...` would grow to gigabytes of objects; base64 has none of these characters.
     structure = sum(map(data.count, (b",", b"[", b"{")))
     if structure > settings.max_images * (8 * settings.max_boxes + 64):
-        raise ApiError(
-            413, "too_large", "the JSON has more values than the pictures and boxes that are allowed"
-        )
+        detail = "the JSON has more values than the pictures and boxes that are allowed"
+        raise ApiError(413, "too_large", detail)
     try:
         return loads(data, finite=False)
     except NotJson as error:
@@ -221,8 +218,8 @@ def _invalid(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         code, detail = "invalid_parameter", "unknown name; `images` have `data`, `boxes` and `image_id`"
     elif (
-        "boxes" in path or "images" not in path
-    ):  # of JSON, or of the part `boxes`, whose path is only indices
+        "boxes" in path or not path or isinstance(path[0], int)
+    ):  # in the part `boxes`, only indices lead there
         detail = "boxes are lists of 4 numbers x, y, w, h, in pixels and finite, w and h at least 0.01"
         code = "invalid_box"
     elif "image_id" in path:
