@@ -86,7 +86,7 @@ train-router: install-dev ## Train the router on DATA with the trained pose nets
 	$(RUN) -m calibration.train_router $(DATA) $(ARGS)
 
 calibrate: install-dev ## Score the people of DATA and write the calibration file.
-	$(RUN) -m calibration.thresholds $(DATA) $(ARGS)
+	$(RUN) -m calibration.calibrate $(DATA) $(ARGS)
 
 evaluate: install-dev ## Measure AP of small, large and routed on DATA.
 	$(RUN) -m calibration.evaluate $(DATA) $(ARGS)

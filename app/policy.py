@@ -184,7 +184,7 @@ class SplitPolicy:
             k1=split.k1,
             k2=split.k2,
             k1_lowered=split.k1_lowered,
-            reachable=p if abs(split.share - p) <= 1.5 / len(window) else split.share,
+            reachable=p if abs(split.share - p) <= 2.5 / len(window) else split.share,
             samples=len(window),
             version=version,
             revision=revision,

@@ -1,0 +1,397 @@
+import base64
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.app.conftest import picture_of
+
+EASY, HARD, EXTREME = 0.41, 0.47, 0.56
+PEOPLE = picture_of([EASY, HARD, EXTREME, HARD])
+FOUR = [[10, 10, 40, 40], [70, 10, 40, 40], [130, 10, 40, 40], [190, 10, 40, 40]]
+
+
+def post(client, data=PEOPLE, kind="image/png", **query):
+    return client.post("/pose", content=data, headers={"Content-Type": kind}, params=query)
+
+
+def error(answer, status, code):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body["detail"]
+
+
+def test_people_are_routed_by_difficulty_and_answered_by_the_right_net(client):
+    answer = post(client)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert set(body["models"]) == {"pair", "detector", "router", "small", "large"}
+    assert body["split"] == {
+        "p": 0.5,
+        "k1": 0.42,
+        "k2": 0.52,
+        "mode": "fixed",
+        "policy": "band",
+        "version": 1,
+        "revision": 0,
+    }
+    (image,) = body["images"]
+    assert (image["index"], image["name"], image["width"], image["height"]) == (0, None, 240, 60)
+    assert image["routes"] == {"easy": 1, "hard": 2, "extremely_hard": 1}
+    assert image["truncated"] is False
+    assert [person["route"] for person in image["people"]] == ["easy", "hard", "extremely_hard", "hard"]
+    assert [person["estimator"] for person in image["people"]] == ["small", "large", "small", "large"]
+    first = image["people"][0]
+    assert first["bbox"] == [10.0, 10.0, 40.0, 40.0]
+    assert first["keypoints"] == [[11.0, 11.0, 0.8]] * 17
+    assert first["score"] == pytest.approx(0.95 * 0.8, abs=1e-5)
+    assert first["difficulty"] == pytest.approx(EASY, abs=1e-3)
+    scores = [person["score"] for person in image["people"]]
+    assert scores == sorted(scores, reverse=True)
+    assert set(body["timing_ms"]) == {"decode", "detect", "score", "estimate", "queued", "total"}
+
+
+def test_the_three_ways_to_send_a_picture_give_the_same_people(client):
+    raw = post(client).json()["images"][0]
+    form = client.post("/pose", files={"images": ("crowd.png", PEOPLE, "image/png")}).json()["images"][0]
+    document = {"images": [{"data": base64.b64encode(PEOPLE).decode()}]}
+    as_json = client.post("/pose", json=document).json()["images"][0]
+    assert form["name"] == "crowd.png"
+    assert raw["people"] == form["people"] == as_json["people"]
+
+
+def test_given_boxes_skip_the_detector(client):
+    boxes = [[70, 10, 40, 40]]
+    form = client.post("/pose", files=[("images", ("a.png", PEOPLE)), ("boxes", (None, json.dumps([boxes])))])
+    encoded = base64.b64encode(PEOPLE).decode()
+    as_json = client.post("/pose", json={"images": [{"data": encoded, "boxes": boxes}]})
+    for answer in (form, as_json):
+        (person,) = answer.json()["images"][0]["people"]
+        assert (person["bbox"], person["bbox_score"], person["route"]) == (
+            [70.0, 10.0, 40.0, 40.0],
+            1.0,
+            "hard",
+        )
+
+
+def test_an_empty_list_of_boxes_means_nobody_and_null_means_detect(client):
+    encoded = base64.b64encode(PEOPLE).decode()
+    document = {"images": [{"data": encoded, "boxes": []}, {"data": encoded, "boxes": None}]}
+    nobody, detected = client.post("/pose", json=document).json()["images"]
+    assert nobody["people"] == []
+    assert len(detected["people"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("p", "estimators"),
+    [(0, ["small"] * 4), (1, ["large"] * 4), (0.9, ["small", "large", "large", "large"])],
+)
+def test_p_applies_to_its_request_alone(client, p, estimators):
+    body = post(client, p=p).json()
+    assert body["split"]["p"] == p
+    assert [person["estimator"] for person in body["images"][0]["people"]] == estimators
+    assert post(client).json()["split"]["p"] == 0.5
+
+
+def test_infinite_thresholds_are_null(client):
+    split = post(client, p=1).json()["split"]
+    assert (split["k1"], split["k2"]) == (None, None)
+
+
+@pytest.mark.parametrize("choice", ["small", "large"])
+def test_a_forced_estimator_skips_the_router(client, choice):
+    people = post(client, estimator=choice).json()["images"][0]["people"]
+    assert {person["estimator"] for person in people} == {choice}
+    assert all(person["route"] is None and "difficulty" not in person for person in people)
+
+
+def test_min_score_and_max_people_bound_what_is_found(client):
+    people = post(client, min_score=0.92).json()["images"][0]["people"]
+    assert [person["bbox_score"] for person in people] == pytest.approx([0.95, 0.93])
+    image = post(client, max_people=3).json()["images"][0]
+    assert (len(image["people"]), image["truncated"]) == (3, True)
+    assert [person["bbox_score"] for person in image["people"]] == pytest.approx([0.95, 0.93, 0.91])
+
+
+def test_a_picture_without_people_is_no_error(client):
+    image = post(client, picture_of([])).json()["images"][0]
+    assert (image["people"], image["routes"]) == ([], {"easy": 0, "hard": 0, "extremely_hard": 0})
+
+
+def test_format_coco_is_what_pycocotools_reads(client):
+    encoded = base64.b64encode(PEOPLE).decode()
+    document = {"images": [{"data": encoded, "image_id": 139}, {"data": encoded}]}
+    results = client.post("/pose?format=coco", json=document).json()
+    assert [result["image_id"] for result in results] == [139] * 4 + [1] * 4
+    assert results[0]["category_id"] == 1
+    assert len(results[0]["keypoints"]) == 51
+    assert results[0]["keypoints"][:3] == [11.0, 11.0, 0.8]
+
+
+@pytest.mark.parametrize(("accept", "format"), [("*/*", "PNG"), ("image/jpeg", "JPEG"), ("image/png", "PNG")])
+def test_the_overlay_is_a_picture_of_the_accepted_type(client, accept, format):
+    answer = client.post(
+        "/pose?render=overlay", content=PEOPLE, headers={"Content-Type": "image/png", "Accept": accept}
+    )
+    assert answer.headers["content-type"] == f"image/{format.lower()}"
+    assert Image.open(io.BytesIO(answer.content)).format == format
+
+
+def test_a_bad_picture_carries_its_error_and_the_others_are_answered(client):
+    files = [
+        ("images", ("a.png", PEOPLE)),
+        ("images", ("b.png", PEOPLE[:200])),
+        ("images", ("c.txt", b"text")),
+    ]
+    answer = client.post("/pose", files=files)
+    assert answer.status_code == 200
+    good, cut, text = answer.json()["images"]
+    assert len(good["people"]) == 4
+    assert (cut["index"], cut["name"], cut["error"]["code"]) == (1, "b.png", "invalid_image")
+    assert text["error"]["code"] == "unsupported_media_type"
+    assert "people" not in cut
+
+
+def test_when_all_pictures_are_bad_the_first_error_is_the_answer(client):
+    files = [("images", ("c.txt", b"text")), ("images", ("b.png", PEOPLE[:200]))]
+    error(client.post("/pose", files=files), 415, "unsupported_media_type")
+
+
+def test_format_coco_fails_whole_with_any_bad_picture(client):
+    files = [("images", ("a.png", PEOPLE)), ("images", ("b.png", PEOPLE[:200]))]
+    error(client.post("/pose?format=coco", files=files), 422, "invalid_image")
+
+
+def test_coordinates_are_those_of_the_upright_picture(client):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = post(client, picture_of([HARD], exif=exif)).json()["images"][0]
+        assert (image["width"], image["height"]) == (60, 60)
+    exif[0x0112] = 6
+    image = post(client, picture_of([HARD, HARD], exif=exif)).json()["images"][0]
+    assert (image["width"], image["height"]) == (60, 120)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"p": "NaN"},
+        {"p": "inf"},
+        {"p": 1.5},
+        {"p": -0.1},
+        {"p": "half"},
+        {"estimator": "huge"},
+        {"min_score": "nan"},
+        {"max_people": 0},
+        {"max_people": 101},
+        {"format": "xml"},
+        {"render": "video"},
+        {"deadline_ms": 0},
+        {"deadline_ms": "soon"},
+        {"P": 0.5},
+    ],
+)
+def test_parameters_out_of_range_are_refused(client, query):
+    detail = error(post(client, **query), 422, "invalid_parameter")
+    assert next(iter(query)) in detail
+
+
+@pytest.mark.parametrize(
+    ("boxes", "status", "code"),
+    [
+        ([[0, 0, 0, 10]], 422, "invalid_box"),
+        ([[0, 0, 10, -1]], 422, "invalid_box"),
+        ([[500, 0, 10, 10]], 422, "invalid_box"),
+        ([[-20, 0, 10, 10]], 422, "invalid_box"),
+        ([[0, 0, 10]], 422, "invalid_box"),
+        ([[0, 0, "10", 10]], 422, "invalid_box"),
+        ([[0, 0, True, 10]], 422, "invalid_box"),
+        ("boxes", 422, "invalid_box"),
+        ([[1, 1, 10, 10]] * 101, 413, "too_large"),
+    ],
+)
+def test_bad_boxes_are_refused(client, boxes, status, code):
+    document = {"images": [{"data": base64.b64encode(PEOPLE).decode(), "boxes": boxes}]}
+    error(client.post("/pose", json=document), status, code)
+
+
+def test_boxes_that_are_not_finite_are_refused(client):
+    for number in ("NaN", "Infinity", "1e400"):
+        body = f'{{"images": [{{"data": "", "boxes": [[0, 0, {number}, 10]]}}]}}'
+        answer = client.post("/pose", content=body, headers={"Content-Type": "application/json"})
+        error(answer, 422, "invalid_box")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        (b"{", "application/json", 400, "bad_request"),
+        (b"\xff", "application/json", 400, "bad_request"),
+        (b"[" * 3000 + b"]" * 3000, "application/json", 400, "bad_request"),
+        (b'{"images": [], "images": []}', "application/json", 422, "invalid_parameter"),
+        (b'{"images": []}', "application/json", 422, "invalid_parameter"),
+        (b'{"pictures": []}', "application/json", 422, "invalid_parameter"),
+        (b'{"images": [{"data": "???"}]}', "application/json", 400, "bad_request"),
+        (b'{"images": [{"data": "", "url": "http://x"}]}', "application/json", 422, "invalid_parameter"),
+        (b'{"images": [{"data": ""}]}', "application/json", 422, "invalid_image"),
+        (b"", "image/png", 422, "invalid_image"),
+        (b"<svg/>", "image/svg+xml", 415, "unsupported_media_type"),
+        (b"%PDF-1.7", "image/jpeg", 415, "unsupported_media_type"),
+        (b"text", "text/plain", 415, "unsupported_media_type"),
+        (PEOPLE, "", 415, "unsupported_media_type"),
+        (PEOPLE[:200], "image/png", 422, "invalid_image"),
+        (b"--x\r\n", "multipart/form-data", 400, "bad_request"),
+        (b"--y\r\n", "multipart/form-data; boundary=x", 400, "bad_request"),
+        (b"--x--\r\n", "multipart/form-data; boundary=x", 422, "invalid_parameter"),
+    ],
+)
+def test_bad_bodies_are_refused_with_their_code(client, body, kind, status, code):
+    error(post(client, body, kind), status, code)
+
+
+def test_a_multipart_body_that_is_cut_off_is_refused(client):
+    request = client.build_request("POST", "/pose", files={"images": ("a.png", PEOPLE)})
+    body = request.read()
+    error(post(client, body[:-20], request.headers["content-type"]), 400, "bad_request")
+
+
+def test_heic_is_told_to_become_jpeg(client):
+    detail = error(
+        post(client, b"\0\0\0\x18ftypheic" + b"\0" * 40, "image/heic"), 415, "unsupported_media_type"
+    )
+    assert "HEIC" in detail
+    assert "convert to JPEG" in detail
+
+
+def test_a_compressed_body_is_refused(client):
+    headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+    error(client.post("/pose", content=b"x", headers=headers), 415, "unsupported_media_type")
+
+
+def test_limits_on_bytes_pixels_and_pictures(serve):
+    client = serve(max_body_bytes=5000, max_image_pixels=20_000, max_images=2)
+    error(post(client, b"x" * 5001), 413, "too_large")
+    error(post(client, iter([b"x" * 3000] * 2)), 413, "too_large")
+    error(post(client, picture_of([HARD] * 6)), 413, "too_large")
+    error(client.post("/pose", files=[("images", ("a.png", picture_of([])))] * 3), 413, "too_large")
+    assert post(client, picture_of([HARD] * 5)).status_code == 200
+
+
+def test_the_overlay_takes_one_picture(client):
+    files = [("images", ("a.png", PEOPLE)), ("images", ("b.png", PEOPLE))]
+    error(client.post("/pose?render=overlay", files=files), 422, "invalid_parameter")
+
+
+def test_a_token_guards_the_route_when_one_is_set(serve):
+    client = serve(pose_token="secret")
+    error(post(client), 401, "unauthorized")
+    headers = {"Content-Type": "image/png", "Authorization": "Bearer wrong"}
+    error(client.post("/pose", content=PEOPLE, headers=headers), 401, "unauthorized")
+    headers["Authorization"] = "Bearer secret"
+    assert client.post("/pose", content=PEOPLE, headers=headers).status_code == 200
+
+
+def test_a_passed_deadline_is_504_and_nothing_is_run(client):
+    def never(_):
+        pytest.fail("ran after the deadline")
+
+    client.pair.faults["score"] = never
+    error(post(client, deadline_ms=1), 504, "deadline")
+
+
+def test_no_room_is_429_with_retry_after(serve):
+    client = serve(max_pending_pictures=2)
+    with client.service.admission.admit(2, 100):
+        answer = post(client)
+        error(answer, 429, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert post(client).status_code == 200
+    assert 'dynpose_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+
+
+def test_pictures_that_never_fit_are_413(serve):
+    client = serve(max_pending_bytes=1000)
+    error(post(client), 413, "too_large")
+
+
+@pytest.mark.parametrize("stage", ["detect", "score", "small", "large"])
+def test_a_stage_that_fails_once_is_not_noticed_and_twice_is_500(client, stage):
+    failures = []
+
+    def fail(times):
+        def raise_first(_):
+            if len(failures) < times:
+                failures.append(stage)
+                raise RuntimeError("secret path /models/x")
+
+        return raise_first
+
+    client.pair.faults[stage] = fail(1)
+    assert post(client).status_code == 200
+    failures.clear()
+    client.pair.faults[stage] = fail(10**9)
+    answer = post(client)
+    detail = error(answer, 500, "internal")
+    assert "secret" not in answer.text
+    assert "request_id" in detail
+    client.pair.faults.clear()
+    assert post(client).status_code == 200
+
+
+def test_a_failure_hurts_only_its_own_picture(client):
+    poisoned = picture_of([EXTREME])
+
+    def fail_on_one_person(pictures):
+        if any(picture.shape[1] == 60 for picture in pictures):
+            raise RuntimeError
+
+    client.pair.faults["small"] = fail_on_one_person
+    files = [("images", ("bad.png", poisoned)), ("images", ("good.png", PEOPLE))]
+    bad, good = client.post("/pose", files=files).json()["images"]
+    assert bad["error"]["code"] == "internal"
+    assert len(good["people"]) == 4
+
+
+def test_a_person_whose_keypoints_are_not_finite_is_left_out_and_counted(client):
+    real = client.pair.large
+
+    def broken(pictures, boxes, *, flip_test=False):
+        keypoints = real(pictures, boxes, flip_test=flip_test)
+        keypoints[0, 3, 0] = float("nan")
+        return keypoints
+
+    client.service.stages[-1]._run = lambda items: list(
+        broken([item.picture for item in items], torch.tensor([item.bbox for item in items]))
+    )
+    answer = post(client)
+    assert "NaN" not in answer.text
+    assert len(answer.json()["images"][0]["people"]) < 4
+    assert 'dynpose_stage_failures_total{stage="large"}' in client.get("/metrics").text
+
+
+def test_requests_are_refused_while_loading_and_while_draining(serve):
+    client = serve()
+    client.service.status = "warming"
+    error(post(client), 503, "not_ready")
+    client.service.drain()
+    error(post(client), 503, "draining")
+
+
+def test_unknown_paths_and_methods_are_problems_too(client):
+    error(client.get("/nowhere"), 404, "not_found")
+    answer = client.put("/pose")
+    error(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(client):
+    assert client.get("/version", headers={"X-Request-ID": "abc-1.2"}).headers["x-request-id"] == "abc-1.2"
+    assert client.get("/version", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
