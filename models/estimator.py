@@ -28,7 +28,8 @@ class PoseEstimator:
 
         pictures: N tensors (H, W, 3) uint8 RGB, the same object may repeat. boxes: (N, 4) x, y, w, h in picture pixels.
         flip_test: average with the heatmaps of the mirrored crop (twice the cost).
-        Returns (N, 17, 3) float32 on the CPU: x, y in picture pixels, score in about 0..1 (the heatmap's peak).
+        Returns (N, 17, 3) float32 on the CPU: x, y in picture pixels, score the heatmap's peak, kept
+        within 0..1.
         """
         width, height = self.input_size
         center, scale = center_scale(boxes, aspect=width / height)
@@ -42,4 +43,4 @@ class PoseEstimator:
         points, scores = decode(heatmaps, self.codec)
         heatmap_size = (heatmaps.shape[3], heatmaps.shape[2])
         points = to_picture(points.cpu(), center, scale, heatmap_size, udp=self.udp)
-        return torch.cat([points, scores.cpu().unsqueeze(-1)], dim=-1).float()
+        return torch.cat([points, scores.cpu().clamp(0, 1).unsqueeze(-1)], dim=-1).float()
