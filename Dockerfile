@@ -23,7 +23,9 @@ COPY LICENSE README.md pyproject.toml ./
 COPY models models
 COPY calibration calibration
 COPY app app
-RUN python -m compileall -q app models calibration \
+# chmod: weights just trained are readable by their maker alone.
+RUN chmod -R a+rX . \
+    && python -m compileall -q app models calibration \
     && useradd --system --no-create-home --shell /usr/sbin/nologin dynpose
 
 # The service writes nothing of its own but STATE_FILE, where that is set.
