@@ -175,7 +175,7 @@ def _boxes_part(data: bytes, settings: Settings) -> list[list[Bbox] | None]:
     try:
         return [given and list(given) for given in GIVEN_BOXES.validate_python(_json(data, settings))]
     except ValidationError as error:
-        raise _invalid(error) from error
+        raise _invalid(error, inside=("boxes",)) from error
 
 
 def _from_json(body: bytes, settings: Settings) -> list[Upload]:
@@ -210,16 +210,14 @@ def _base64(data: str, index: int) -> bytes:
         raise ApiError(400, "bad_request", f"image {index}: data is not base64") from error
 
 
-def _invalid(error: ValidationError) -> ApiError:
+def _invalid(error: ValidationError, *, inside: tuple[str, ...] = ()) -> ApiError:
     first = error.errors(include_input=False)[0]
-    path = first["loc"]
+    path = (*inside, *first["loc"])
     indices = [part for part in path if isinstance(part, int)]
     where = ", ".join(f"{what} {index}" for what, index in zip(("image", "box"), indices, strict=False))
     if first["type"] == "extra_forbidden":
         code, detail = "invalid_parameter", "unknown name; `images` have `data`, `boxes` and `image_id`"
-    elif (
-        "boxes" in path or not path or isinstance(path[0], int)
-    ):  # in the part `boxes`, only indices lead there
+    elif "boxes" in path:
         detail = "boxes are lists of 4 numbers x, y, w, h, in pixels and finite, w and h at least 0.01"
         code = "invalid_box"
     elif "image_id" in path:
