@@ -14,6 +14,8 @@ COLOURS = {Route.easy: (0, 158, 115), Route.hard: (230, 159, 0), Route.extremely
 FORCED_COLOUR = (86, 180, 233)
 DARK = (20, 20, 20)
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 MIN_JOINT_SCORE = 0.2
 MIN_SIDE = 640
 """Pictures whose longest side is smaller are enlarged, so that labels can be read."""
@@ -32,7 +34,7 @@ def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
         image.resize((size[0] * smooth, size[1] * smooth), Image.Resampling.BICUBIC) if factor > 1 else image
     )
     pen = ImageDraw.Draw(canvas)
-    unit = max(canvas.size) / 400  # a line's width, before it is fitted to the person
+    unit = max(canvas.size) / 300  # a line's width, before it is fitted to the person
     for person in reversed(result.people):  # the best last, on top
         _skeleton(pen, person, factor, unit)
     font = ImageFont.load_default(max(canvas.size) / 55)
@@ -63,13 +65,13 @@ def _skeleton(pen: ImageDraw.ImageDraw, person: Person, factor: float, unit: flo
     x, y, w, h = (value * factor for value in person.bbox)
     pen.rectangle((x, y, x + w, y + h), outline=colour, width=max(1, width // 2))
     joints = [(kx * factor, ky * factor, score) for kx, ky, score in person.keypoints]
-    for thickness, paint in ((width + 2, DARK), (width, colour)):  # a dark edge shows on any background
+    for thickness, paint in ((2 * width, DARK), (width, colour)):  # a dark edge shows on any background
         for a, b in SKELETON:
             if min(joints[a][2], joints[b][2]) >= MIN_JOINT_SCORE:
                 pen.line((joints[a][:2], joints[b][:2]), fill=paint, width=thickness)
         for jx, jy, score in joints:
             if score >= MIN_JOINT_SCORE:
-                radius = thickness * 0.9
+                radius = width + thickness / 4
                 pen.ellipse((jx - radius, jy - radius, jx + radius, jy + radius), fill=paint)
 
 
@@ -78,31 +80,38 @@ def _label(
     person: Person,
     factor: float,
     unit: float,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: Font,
     canvas_width: int,
 ) -> None:
     text = person.estimator if person.difficulty is None else f"{person.difficulty:.3f}"
-    _, _, right, bottom = pen.textbbox((0, 0), text, font)
-    x = min(max(0, person.bbox[0] * factor), canvas_width - right - 2 * unit)
-    y = max(0, person.bbox[1] * factor - bottom - unit)
-    pen.rectangle((x, y, x + right + 2 * unit, y + bottom + unit), fill=_colour(person))
-    pen.text((x + unit, y), text, DARK, font)
+    width, height = _tag_size(pen, text, font)
+    x = max(0, min(person.bbox[0] * factor, canvas_width - width))
+    y = max(0, person.bbox[1] * factor - height)
+    _tag(pen, (x, y), text, font, _colour(person))
 
 
-def _legend(
-    pen: ImageDraw.ImageDraw,
-    result: ImageResult,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    canvas_height: int,
-) -> None:
-    entries = {
-        _colour(person): "forced" if person.route is None else person.route.replace("_", " ")
-        for person in sorted(result.people, key=lambda person: person.route or "")
-    }
+def _legend(pen: ImageDraw.ImageDraw, result: ImageResult, font: Font, canvas_height: int) -> None:
+    """Which colours there are and how many people have each, at the lower left."""
+    routes = [person.route for person in result.people]
     x = 0.0
-    for colour, text in entries.items():
-        _, _, right, bottom = pen.textbbox((0, 0), text, font)
-        pad = bottom / 3
-        pen.rectangle((x, canvas_height - bottom - 2 * pad, x + right + 2 * pad, canvas_height), fill=colour)
-        pen.text((x + pad, canvas_height - bottom - pad), text, DARK, font)
-        x += right + 2 * pad
+    for route in (*Route, None):
+        if route in routes:
+            text = f"{routes.count(route)} {route.replace('_', ' ') if route else 'forced'}"
+            width, height = _tag_size(pen, text, font)
+            _tag(pen, (x, canvas_height - height), text, font, COLOURS[route] if route else FORCED_COLOUR)
+            x += width
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: Font, colour: tuple[int, int, int]
+) -> None:
+    width, height = _tag_size(pen, text, font)
+    x, y = at
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + width / 2, y + height / 2), text, DARK, font, anchor="mm")
+
+
+def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Font) -> tuple[float, float]:
+    """As high for one text as for another."""
+    _, top, _, bottom = pen.textbbox((0, 0), "|", font, anchor="ls")
+    return pen.textlength(text, font) + (bottom - top) / 2, 1.3 * (bottom - top)

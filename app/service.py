@@ -17,7 +17,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import resolve_device, resolve_dtype, set_cpu_threads
 from models.zoo import Pair, PairError, load_pair, pair_folder, read_manifest
 
 log = logging.getLogger("dynpose")
@@ -39,6 +39,8 @@ class Service:
         self.settings = settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(self.device, settings.precision)
+        if self.device.type == "cpu":
+            set_cpu_threads(settings.threads)
         self.manifest = read_manifest(settings.pair)
         self.config = ConfigStore(
             settings, self.manifest, pair_folder(settings.pair) / self.manifest.calibration

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     precision: Precision = Field(
         "auto", description="arithmetic of detector and pose nets: auto, fp32, bf16, fp16"
     )
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of each stage; 0: a quarter of the cores")
     pair: str = Field("embedded", description="`embedded`, or a folder with pair.json and weights")
 
     p: Fraction = Field(defaults.P, description="share of people for the large net, fraction 0 to 1")

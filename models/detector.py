@@ -19,10 +19,13 @@ from torch.nn import functional
 from models.defaults import DETECTOR_SIZE, NMS_IOU
 from models.runtime import Network, compile_network
 
-# ultralytics reads these when it is first imported: no settings file at home, no event sent, nothing installed.
-os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="dynpose-yolo-"))
+# ultralytics reads these when it is first imported: no settings file at home, no event sent, nothing installed. The
+# folder goes with the process.
+_CONFIG = tempfile.TemporaryDirectory(prefix="dynpose-yolo-", ignore_cleanup_errors=True)
+os.environ["YOLO_CONFIG_DIR"] = _CONFIG.name
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ["YOLO_VERBOSE"] = "false"
 
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
