@@ -114,7 +114,9 @@ def test_skeletons_sit_on_the_people_of_two_photos(client: TestClient, name: str
 def test_the_large_net_sits_better_than_the_small_one(client: TestClient):
     def mean(estimator: str) -> float:
         found = {name: post(client, name, estimator=estimator) for name in PEOPLE}
-        best = [max(likeness(p, reference) for p in found[name]) for name in PEOPLE for reference in PEOPLE[name]]
+        best = [
+            max(likeness(p, reference) for p in found[name]) for name in PEOPLE for reference in PEOPLE[name]
+        ]
         return float(np.mean(best))
 
     assert mean("large") > mean("small")

@@ -50,9 +50,17 @@ def test_boxes_lie_in_the_picture(detector: YoloDetector):
 
 
 def test_a_picture_does_not_depend_on_its_batch_and_keeps_its_own_threshold(detector: YoloDetector):
-    pictures = [photo("bus.jpg"), photo("zidane.jpg"), photo("bus.jpg").flip(1).contiguous(), photo("bus.jpg")]
+    pictures = [
+        photo("bus.jpg"),
+        photo("zidane.jpg"),
+        photo("bus.jpg").flip(1).contiguous(),
+        photo("bus.jpg"),
+    ]
     together = detector(pictures, [0.3, 0.3, 0.3, 0.84])
-    alone = [detector([picture], [score])[0] for picture, score in zip(pictures, [0.3, 0.3, 0.3, 0.84], strict=True)]
+    alone = [
+        detector([picture], [score])[0]
+        for picture, score in zip(pictures, [0.3, 0.3, 0.3, 0.84], strict=True)
+    ]
     for batched, single in zip(together, alone, strict=True):
         assert torch.allclose(batched, single, atol=1e-2)
     assert 0 < len(together[3]) < len(together[0])

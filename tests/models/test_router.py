@@ -68,7 +68,9 @@ def test_the_released_weights_give_the_reference_scores():
     folder = Path(str(REFERENCE))
     router = Router(RELEASED).eval()
     weights = load_file(folder / "router.safetensors")
-    router.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()}, strict=True)
+    router.load_state_dict(
+        {key.removeprefix("backbone."): value for key, value in weights.items()}, strict=True
+    )
     for case in json.loads((folder / "reference.json").read_text())["cases"]:
         crop = normalize(reference_crop(folder, case))
         with torch.inference_mode():

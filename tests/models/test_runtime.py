@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from models.runtime import compile_network, resolve_device, resolve_dtype, set_cpu_threads
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_the_device_that_is_there():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_asked_for_and_absent_is_a_clear_error():
+    with pytest.raises(ValueError, match="no usable CUDA device"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_named_precision_is_taken_as_it_is(precision, dtype):
+    assert resolve_dtype(CPU, precision) == dtype
+
+
+def test_auto_precision_on_a_cpu_is_one_it_computes_with():
+    assert resolve_dtype(CPU, "auto") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_network_takes_and_gives_float32_without_gradients(dtype):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    expected = module.eval()(torch.ones(2, 3, 8, 8)).detach()
+    output = compile_network(module.train(), CPU, dtype)(torch.ones(2, 3, 8, 8))
+    assert output.dtype == torch.float32
+    assert not output.requires_grad
+    assert torch.allclose(output, expected, atol=0.02)
+
+
+def test_threads_are_set_for_torch():
+    before = torch.get_num_threads()
+    try:
+        assert set_cpu_threads(3) == 3 == torch.get_num_threads()
+        assert set_cpu_threads(0) >= 1
+    finally:
+        torch.set_num_threads(before)
