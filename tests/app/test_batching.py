@@ -1,0 +1,423 @@
+"""The ten rules of the queues, each by its name, and what surrounds them."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.batching import (
+    Admission,
+    BatchQueue,
+    ClientGone,
+    CostLine,
+    DeadlineExceeded,
+    Overloaded,
+    Stage,
+    StageDied,
+    StageFailed,
+    Ticket,
+    TooLarge,
+)
+
+LONG = 30.0
+
+
+class Observed:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[str, float]] = []
+        self.runs: list[tuple[str, int, float]] = []
+        self.failures: Counter[str] = Counter()
+
+    def waited(self, queue: str, seconds: float) -> None:
+        self.waits.append((queue, seconds))
+
+    def ran(self, stage: str, size: int, seconds: float) -> None:
+        self.runs.append((stage, size, seconds))
+
+    def failed(self, stage: str) -> None:
+        self.failures[stage] += 1
+
+
+class Worker:
+    """A stage whose runs are remembered, and which waits while `gate` is closed. `fail` raises for an item."""
+
+    def __init__(self, *names: str, buckets=(1, 2, 4, 8), fail=lambda _items: None, **options) -> None:
+        self.queues = [BatchQueue(name) for name in names or ("items",)]
+        self.batches: list[list] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fail = fail
+        self.observed = Observed()
+        self.stage = Stage("work", self._run, self.queues, buckets=buckets, observer=self.observed, **options)
+        self.stage.start()
+
+    def _run(self, items: list) -> list:
+        self.batches.append(items)
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        assert self.gate.wait(LONG)
+        self.fail(items)
+        return [item * 10 for item in items]
+
+    def submit(self, item, ticket=None, queue=0) -> asyncio.Future:
+        return self.queues[queue].submit(item, ticket or new_ticket())
+
+    async def hold(self) -> asyncio.Future:
+        """Close the gate and let one item run into it, so that what comes next has to wait."""
+        self.gate.clear()
+        self.entered.clear()
+        first = self.submit(0)
+        await asyncio.to_thread(self.entered.wait, LONG)
+        self.batches.clear()
+        return first
+
+    def end(self) -> None:
+        self.gate.set()
+        self.stage.drain()
+        self.stage.join(LONG)
+
+
+def new_ticket(seconds: float = LONG) -> Ticket:
+    return Ticket("request", time.monotonic() + seconds)
+
+
+async def outcome(future: asyncio.Future) -> object:
+    """The result, or the type of the exception."""
+    try:
+        return await asyncio.wait_for(future, LONG)
+    except Exception as error:
+        return type(error)
+
+
+def on_loop(test):
+    """Run an async test."""
+
+    def run(*arguments, **options):
+        asyncio.run(test(*arguments, **options))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@on_loop
+async def test_rule_1_one_thread_owns_the_networks_and_the_loop_is_never_blocked():
+    worker = Worker()
+    held = await worker.hold()
+    assert not held.done()  # we are here although the stage is busy
+    worker.gate.set()
+    await asyncio.gather(held, *(worker.submit(item) for item in range(20)))
+    assert worker.threads == {"stage-work"}
+    worker.end()
+
+
+@on_loop
+async def test_rule_2_an_idle_stage_starts_at_once_with_what_is_there():
+    worker = Worker(buckets=(1, 8))
+    assert await outcome(worker.submit(7)) == 70
+    assert worker.batches == [[7]]
+    worker.end()
+
+
+@on_loop
+async def test_rule_3_batches_grow_under_load_in_order_of_arrival_down_to_a_warmed_size():
+    worker = Worker(buckets=(1, 2, 4))
+    await worker.hold()
+    ticket = new_ticket()
+    futures = [worker.submit(item, ticket) for item in range(1, 8)]
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, 20, 30, 40, 50, 60, 70]
+    assert worker.batches == [[1, 2, 3, 4], [5, 6], [7]]
+    worker.end()
+
+
+def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
+    admission = Admission(max_pictures=4, max_bytes=1000)
+    with admission.admit(3, 500):
+        with pytest.raises(Overloaded) as refusal, admission.admit(2, 10):
+            pass
+        assert refusal.value.retry_after_s >= 1
+        with pytest.raises(Overloaded), admission.admit(1, 501):
+            pass
+        with admission.admit(1, 500):
+            pass
+    assert (admission.pictures, admission.bytes) == (0, 0)
+    with pytest.raises(TooLarge), admission.admit(5, 1):
+        pass
+    with pytest.raises(TooLarge), admission.admit(1, 1001):
+        pass
+
+
+def test_rule_4_room_is_given_back_when_the_work_fails():
+    admission = Admission(max_pictures=1, max_bytes=10)
+    with pytest.raises(RuntimeError), admission.admit(1, 10):
+        raise RuntimeError
+    with admission.admit(1, 10):
+        pass
+
+
+@on_loop
+async def test_rule_5_an_item_past_its_deadline_is_answered_and_not_run():
+    worker = Worker()
+    held = await worker.hold()
+    late, timely = worker.submit(1, new_ticket(0.01)), worker.submit(2)
+    await asyncio.sleep(0.02)
+    worker.gate.set()
+    assert await outcome(late) is DeadlineExceeded
+    assert await outcome(timely) == 20
+    await held
+    assert worker.batches == [[2]]
+    worker.end()
+
+
+@on_loop
+async def test_rule_6_an_item_whose_client_is_gone_is_dropped_and_its_place_is_free_at_once():
+    worker = Worker()
+    await worker.hold()
+    gone = new_ticket()
+    futures = [worker.submit(item, gone) for item in (1, 2)]
+    stays = worker.submit(3)
+    gone.cancel()
+    assert worker.queues[0].depth == 1  # while the stage is still busy
+    assert [await outcome(future) for future in futures] == [ClientGone, ClientGone]
+    assert await outcome(worker.submit(4, gone)) is ClientGone
+    worker.gate.set()
+    assert await outcome(stays) == 30
+    assert worker.batches == [[3]]
+    worker.end()
+
+
+@on_loop
+async def test_rule_7_a_failing_batch_hurts_only_the_items_that_fail_again():
+    def fail(items):
+        if 2 in items:
+            raise RuntimeError
+
+    worker = Worker(fail=fail)
+    await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2, 3, 4)]
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, StageFailed, 30, 40]
+    assert worker.batches == [[1, 2, 3, 4], [1], [2], [3], [4]]
+    assert worker.observed.failures["work"] == 2
+    assert await outcome(worker.submit(5)) == 50
+    worker.end()
+
+
+@on_loop
+async def test_rule_7_an_item_that_fails_once_alone_is_run_again():
+    failures = iter([RuntimeError()])
+
+    def fail(_items):
+        for error in failures:
+            raise error
+
+    worker = Worker(fail=fail)
+    assert await outcome(worker.submit(1)) == 10
+    worker.end()
+
+
+@on_loop
+async def test_rule_7_a_wrong_number_of_results_is_a_failure_not_a_mix_up():
+    queue: BatchQueue = BatchQueue("items")
+    stage = Stage("work", lambda items: items[:-1], [queue], buckets=(1,), observer=Observed())
+    stage.start()
+    assert await outcome(queue.submit(1, new_ticket())) is StageFailed
+    stage.drain()
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@on_loop
+async def test_a_batch_too_large_for_the_device_is_halved_and_then_refused():
+    def fail(items):
+        if len(items) > 2 or 9 in items:
+            raise OutOfMemoryError
+
+    worker = Worker(fail=fail)
+    await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2, 3, 9)]
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, 20, Overloaded, Overloaded]
+    worker.end()
+
+
+@on_loop
+async def test_rule_8_a_request_of_many_people_does_not_hold_up_a_request_of_one():
+    worker = Worker(buckets=(1, 2, 4))
+    await worker.hold()
+    crowd, single = new_ticket(), new_ticket()
+    futures = [worker.submit(item, crowd) for item in range(1, 101)]
+    alone = worker.submit(1000, single)
+    worker.gate.set()
+    assert await outcome(alone) == 10000
+    assert worker.batches[0] == [1, 1000, 2, 3]
+    assert [await outcome(future) for future in futures] == [item * 10 for item in range(1, 101)]
+    worker.end()
+
+
+@on_loop
+async def test_the_first_queue_goes_first_and_the_second_tops_it_up():
+    worker = Worker("easy", "extremely_hard", buckets=(1, 2, 4), max_passed_over_s=LONG)
+    await worker.hold()
+    ticket = new_ticket()
+    futures = [worker.submit(item, ticket, queue=1) for item in (101, 102, 103)]
+    futures += [worker.submit(item, ticket, queue=0) for item in (1, 2, 3)]
+    worker.gate.set()
+    await asyncio.gather(*futures)
+    assert worker.batches == [[1, 2, 3, 101], [102, 103]]
+    worker.end()
+
+
+@on_loop
+async def test_what_was_passed_over_for_long_goes_first():
+    worker = Worker("easy", "extremely_hard", buckets=(1,), max_passed_over_s=0.01)
+    await worker.hold()
+    old = worker.submit(101, queue=1)
+    await asyncio.sleep(0.05)
+    new = worker.submit(1, queue=0)
+    worker.gate.set()
+    await asyncio.gather(old, new)
+    assert worker.batches == [[101], [1]]
+    worker.end()
+
+
+@on_loop
+async def test_rule_9_a_drained_stage_answers_what_it_has_and_then_ends():
+    worker = Worker()
+    held = await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2, 3)]
+    worker.stage.drain()
+    worker.gate.set()
+    assert [await outcome(future) for future in (held, *futures)] == [0, 10, 20, 30]
+    await asyncio.to_thread(worker.stage.join, LONG)
+    assert not worker.stage.alive
+    assert await outcome(worker.submit(4)) is StageDied
+
+
+@on_loop
+async def test_rule_10_waits_sizes_run_times_and_depths_are_seen():
+    worker = Worker()
+    held = await worker.hold()
+    ticket = new_ticket()
+    futures = [worker.submit(item, ticket) for item in (1, 2)]
+    assert worker.queues[0].depth == 2
+    assert worker.stage.busy_since is not None
+    worker.gate.set()
+    await asyncio.gather(held, *futures)
+    assert [queue for queue, _ in worker.observed.waits] == ["items"] * 3
+    assert all(seconds >= 0 for _, seconds in worker.observed.waits)
+    assert [(stage, size) for stage, size, _ in worker.observed.runs] == [("work", 1), ("work", 2)]
+    assert set(ticket.run_seconds) == {"work"}
+    assert worker.queues[0].depth == 0
+    worker.end()
+
+
+@on_loop
+async def test_when_the_thread_dies_everything_it_held_and_all_that_comes_is_answered():
+    def die(items):
+        if 2 in items:
+            raise SystemExit
+
+    worker = Worker(buckets=(1,), fail=die)
+    await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2, 3)]
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, StageDied, StageDied]
+    assert await outcome(worker.submit(4)) is StageDied
+    assert not worker.stage.alive
+
+
+@on_loop
+async def test_a_stage_that_is_given_up_on_answers_while_it_is_stuck():
+    worker = Worker()
+    held = await worker.hold()
+    waiting = worker.submit(1)
+    worker.stage.abandon(StageDied("work"))
+    assert [await outcome(held), await outcome(waiting)] == [StageDied, StageDied]
+    assert await outcome(worker.submit(2)) is StageDied
+    assert not worker.stage.alive
+    worker.end()
+
+
+@on_loop
+async def test_stages_that_share_a_device_never_run_side_by_side():
+    device, running, most = threading.Lock(), [0], [0]
+
+    def run(items):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.001)
+        running[0] -= 1
+        return items
+
+    queues: list[BatchQueue] = [BatchQueue("a"), BatchQueue("b")]
+    stages = [Stage(q.name, run, [q], buckets=(1,), observer=Observed(), device=device) for q in queues]
+    for stage in stages:
+        stage.start()
+    await asyncio.gather(*(queue.submit(item, new_ticket()) for item in range(10) for queue in queues))
+    assert most == [1]
+    for stage in stages:
+        stage.drain()
+
+
+def test_the_cost_line_is_the_line_that_batches_lie_on():
+    cost = CostLine()
+    assert cost.terms == (0.0, 0.0)
+    cost.add(4, 0.02)
+    assert cost.terms == (pytest.approx(0.005), 0.0)
+    for size in (1, 2, 4, 8) * 5:
+        cost.add(size, 0.003 * size + 0.008)
+    slope, base = cost.terms
+    assert slope == pytest.approx(0.003, rel=0.1)
+    assert base == pytest.approx(0.008, rel=0.1)
+
+
+Event = st.tuples(
+    st.integers(0, 3), st.sampled_from(["submit", "submit", "submit", "cancel", "yield"]), st.booleans()
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(Event, max_size=60), st.sets(st.integers(0, 59)))
+def test_every_future_is_completed_once_and_nothing_runs_for_a_client_that_is_gone(events, poisoned):
+    @on_loop
+    async def run():
+        def fail(items):
+            if poisoned & set(items):
+                raise RuntimeError
+
+        worker = Worker("first", "second", fail=fail)
+        tickets = [new_ticket() for _ in range(4)]
+        futures: dict[int, asyncio.Future] = {}
+        cancelled_at: dict[int, set[int]] = {}
+        for number, (who, what, second) in enumerate(events):
+            if what == "submit":
+                futures[number] = worker.submit(number, tickets[who], queue=int(second))
+            elif what == "cancel":
+                started = {item for batch in worker.batches for item in batch}
+                tickets[who].cancel()
+                cancelled_at[who] = cancelled_at.get(who, started)
+            else:
+                await asyncio.sleep(0)
+        outcomes = {number: await outcome(future) for number, future in futures.items()}
+        ran = {item for batch in worker.batches for item in batch}
+        for number, found in outcomes.items():
+            if found is ClientGone:
+                assert number not in ran
+                assert events[number][0] in cancelled_at
+            else:
+                assert found == (StageFailed if number in poisoned else number * 10)
+        assert [queue.depth for queue in worker.queues] == [0, 0]
+        worker.end()
+
+    run()
