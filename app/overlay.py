@@ -27,21 +27,21 @@ def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
     """pixels: (H, W, 3) uint8 RGB on the CPU. Joints scored below 0.2 are left out, and the lines to them."""
     image = Image.fromarray(pixels.numpy())
     factor = max(1.0, MIN_SIDE / max(image.size))
-    size = (round(image.width * factor), round(image.height * factor))
-    smooth = 2 if size[0] * size[1] <= SUPERSAMPLED_PIXELS else 1
+    if factor > 1:
+        size = (round(image.width * factor), round(image.height * factor))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    smooth = 2 if image.width * image.height <= SUPERSAMPLED_PIXELS else 1
     factor *= smooth
-    canvas = (
-        image.resize((size[0] * smooth, size[1] * smooth), Image.Resampling.BICUBIC) if factor > 1 else image
-    )
+    canvas = image.resize((image.width * smooth, image.height * smooth), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     unit = max(canvas.size) / 300  # a line's width, before it is fitted to the person
     for person in reversed(result.people):  # the best last, on top
-        _skeleton(pen, person, factor, unit)
+        _skeleton(pen, person, factor, unit, canvas.size)
     font = ImageFont.load_default(max(canvas.size) / 55)
     for person in reversed(result.people):
-        _label(pen, person, factor, unit, font, canvas.width)
+        _label(pen, person, factor, font, canvas.width)
     _legend(pen, result, font, canvas.height)
-    return canvas.resize(size, Image.Resampling.BOX) if smooth > 1 else canvas
+    return canvas.resize(image.size, Image.Resampling.BOX)
 
 
 def encode(image: Image.Image, accept: str) -> tuple[bytes, str]:
@@ -59,30 +59,33 @@ def _colour(person: Person) -> tuple[int, int, int]:
     return FORCED_COLOUR if person.route is None else COLOURS[person.route]
 
 
-def _skeleton(pen: ImageDraw.ImageDraw, person: Person, factor: float, unit: float) -> None:
+def _skeleton(
+    pen: ImageDraw.ImageDraw, person: Person, factor: float, unit: float, size: tuple[int, int]
+) -> None:
     colour = _colour(person)
     width = max(2, round(min(unit, person.bbox[3] * factor / 60)))
     x, y, w, h = (value * factor for value in person.bbox)
-    pen.rectangle((x, y, x + w, y + h), outline=colour, width=max(1, width // 2))
-    joints = [(kx * factor, ky * factor, score) for kx, ky, score in person.keypoints]
+    # A given box, and with it the joints, may reach far out of the picture, where drawing takes for ever.
+    left, right = (max(-width, min(edge, size[0] + width)) for edge in (x, x + w))
+    top, bottom = (max(-width, min(edge, size[1] + width)) for edge in (y, y + h))
+    pen.rectangle((left, top, right, bottom), outline=colour, width=max(1, width // 2))
+    joints = {
+        index: (kx * factor, ky * factor)
+        for index, (kx, ky, score) in enumerate(person.keypoints)
+        if score >= MIN_JOINT_SCORE
+        and -size[0] <= kx * factor <= 2 * size[0]
+        and -size[1] <= ky * factor <= 2 * size[1]
+    }
     for thickness, paint in ((2 * width, DARK), (width, colour)):  # a dark edge shows on any background
         for a, b in SKELETON:
-            if min(joints[a][2], joints[b][2]) >= MIN_JOINT_SCORE:
-                pen.line((joints[a][:2], joints[b][:2]), fill=paint, width=thickness)
-        for jx, jy, score in joints:
-            if score >= MIN_JOINT_SCORE:
-                radius = width + thickness / 4
-                pen.ellipse((jx - radius, jy - radius, jx + radius, jy + radius), fill=paint)
+            if a in joints and b in joints:
+                pen.line((joints[a], joints[b]), fill=paint, width=thickness)
+        for jx, jy in joints.values():
+            radius = width + thickness / 4
+            pen.ellipse((jx - radius, jy - radius, jx + radius, jy + radius), fill=paint)
 
 
-def _label(
-    pen: ImageDraw.ImageDraw,
-    person: Person,
-    factor: float,
-    unit: float,
-    font: Font,
-    canvas_width: int,
-) -> None:
+def _label(pen: ImageDraw.ImageDraw, person: Person, factor: float, font: Font, canvas_width: int) -> None:
     text = person.estimator if person.difficulty is None else f"{person.difficulty:.3f}"
     width, height = _tag_size(pen, text, font)
     x = max(0, min(person.bbox[0] * factor, canvas_width - width))
