@@ -1,0 +1,255 @@
+"""The life of the real process: start, drain, stop. A bundled pair, a port of its own, signals and sockets."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ultralytics
+
+from models.zoo.pairs import EMBEDDED
+
+ROOT = Path(__file__).parents[2]
+PHOTO = (Path(ultralytics.__file__).parent / "assets" / "bus.jpg").read_bytes()
+START_S = 120
+
+NO_NETWORK = """
+import socket
+_connect = socket.socket.connect
+def connect(self, address):
+    if isinstance(address, tuple) and not str(address[0]).startswith(("127.", "::1", "localhost")):
+        with open({log!r}, "a") as log:
+            log.write(repr(address) + "\\n")
+        raise OSError("no network in this test")
+    return _connect(self, address)
+socket.socket.connect = connect
+def getaddrinfo(host, *arguments, _real=socket.getaddrinfo, **options):
+    if host not in (None, "", "127.0.0.1", "localhost", "0.0.0.0"):
+        with open({log!r}, "a") as log:
+            log.write(repr(host) + "\\n")
+        raise socket.gaierror("no network in this test")
+    return _real(host, *arguments, **options)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+class Process:
+    """`python -m app` with settings from the environment, and its standard error in a file."""
+
+    def __init__(self, log: Path, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        settings = {"PORT": str(self.port), "HOST": "127.0.0.1", "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app"],
+                cwd=ROOT,
+                env=os.environ | settings | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_ready(self) -> None:
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            if self.get("/readyz")[0] == 200:
+                return
+            time.sleep(0.1)
+        pytest.fail(f"not ready within {START_S} s: {self.log.read_text()}")
+
+    def get(self, path: str) -> tuple[int, str]:
+        return self.ask(urllib.request.Request(self.url + path))
+
+    def pose(self, data: bytes = PHOTO) -> tuple[int, str]:
+        return self.ask(urllib.request.Request(self.url + "/pose", data, {"Content-Type": "image/jpeg"}))
+
+    def ask(self, request: urllib.request.Request) -> tuple[int, str]:
+        """(status, body), or (0, reason) when the connection was refused."""
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ConnectionRefusedError):
+                return 0, "refused"
+            raise
+
+    def metric(self, name: str) -> float:
+        lines = self.get("/metrics")[1].splitlines()
+        return float(next(line.split()[-1] for line in lines if line.startswith(f"{name} ")))
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Process] = []
+
+    def run(**environment: str) -> Process:
+        started.append(Process(tmp_path / f"server-{len(started)}.log", **environment))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_sigterm_under_load_answers_all_that_was_admitted_and_refuses_the_rest(start: Start):
+    server = start()
+    server.wait_ready()
+    statuses: Counter[int] = Counter()
+    lost: list[BaseException] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                status, body = server.pose()
+            except (OSError, AssertionError) as error:
+                lost.append(error)
+                return
+            statuses[status] += 1
+            if status == 200:
+                assert json.loads(body)["images"][0]["people"]
+            else:
+                return
+
+    clients = [threading.Thread(target=client) for _ in range(20)]
+    for thread in clients:
+        thread.start()
+    assert until(lambda: statuses[200] >= 10)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    stop.set()
+    for thread in clients:
+        thread.join(60)
+    assert lost == []
+    assert set(statuses) <= {200, 503, 0}
+    assert statuses[503] + statuses[0] > 0
+
+
+def test_a_delay_keeps_the_port_open_and_says_draining(start: Start):
+    server = start(DRAIN_DELAY_S="2")
+    server.wait_ready()
+    server.process.send_signal(signal.SIGTERM)
+    assert until(lambda: server.get("/readyz")[0] == 503)
+    status, body = server.pose()
+    assert (status, json.loads(body)["code"]) == (503, "draining")
+    assert server.get("/healthz")[0] == 200
+    assert server.process.wait(30) == 0
+
+
+def test_it_serves_without_network_and_without_a_writable_home(start: Start, tmp_path: Path):
+    home, site, attempts = tmp_path / "home", tmp_path / "site", tmp_path / "attempts"
+    site.mkdir()
+    home.mkdir(mode=0o500)
+    (site / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(attempts)))
+    server = start(HOME=str(home), XDG_CONFIG_HOME=str(home / "config"), PYTHONPATH=str(site))
+    server.wait_ready()
+    assert server.pose()[0] == 200
+    assert server.stop() == 0
+    assert not attempts.exists()
+    assert list(home.iterdir()) == []
+
+
+def test_a_client_that_hangs_up_frees_its_place(start: Start):
+    server = start(MAX_PENDING_PICTURES="4")
+    server.wait_ready()
+    head = (
+        f"POST /pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
+    )
+    left = 0
+    for _ in range(20):  # whether a request is still running when its client leaves is a race; a few will be
+        connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+        for connection in connections:
+            connection.sendall(head.encode() + PHOTO)
+        until(lambda: server.metric("dynpose_in_flight") > 0, 2)
+        for connection in connections:
+            connection.close()
+        assert until(lambda: server.metric("dynpose_in_flight") == 0)
+        left = server.metric("dynpose_cancelled_total")
+        if left:
+            break
+    assert left > 0
+    assert server.pose()[0] == 200
+
+
+def test_a_body_that_trickles_in_is_408_and_one_cut_short_is_forgotten(start: Start):
+    server = start(BODY_TIMEOUT_S="0.5")
+    server.wait_ready()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n\r\nab"
+        )
+        answer = connection.makefile("rb").read().decode()
+    assert answer.startswith("HTTP/1.1 408")
+    assert '"timeout"' in answer
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n\r\nab"
+        )
+    assert server.pose()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "large.safetensors").unlink(), "cannot read"),
+        (lambda folder: (folder / "small.safetensors").write_bytes(b"short"), "sha256 differs"),
+        (lambda folder: (folder / "pair.json").write_text("{}"), "pair.json"),
+        (lambda folder: (folder / "calibration.json").write_text("{}"), "calibration"),
+    ],
+)
+def test_a_damaged_pair_ends_the_process_with_one_clear_line(start: Start, tmp_path: Path, damage, says: str):
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
+    damage(folder)
+    server = start(PAIR=str(folder))
+    assert server.process.wait(START_S) == 1
+    last = server.log.read_text().splitlines()[-1]
+    assert last.startswith("dynpose cannot start: ")
+    assert says in last
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WEB_CONCURRENCY", "2"), ("P", "50"), ("DEVICE", "tpu"), ("MIN_SCORE", "nan")]
+)
+def test_a_wrong_setting_ends_the_process_with_one_line_that_names_it(start: Start, name: str, value: str):
+    server = start(**{name: value})
+    assert server.process.wait(START_S) == 1
+    text = server.log.read_text().strip()
+    assert text.startswith("dynpose cannot start: ")
+    assert name in text
+    assert len(text.splitlines()) == 1
