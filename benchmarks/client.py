@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.pictures import Post
+
+STAGE_SECONDS = "dynpose_stage_duration_seconds_sum "
+CPU_SECONDS = "process_cpu_seconds_total"
+RESIDENT_BYTES = "process_resident_memory_bytes"
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one load gave, in order of arrival. `stage_seconds`: stage -> time its batches ran."""
+    """Everything that one load gave, in order of arrival. `stage_seconds`: stage -> time its batches ran;
+    `cpu_seconds` of the service's process, over all its cores."""
 
     answers: list[Answer]
     seconds: float
+    cpu_seconds: float
     stage_seconds: dict[str, float]
 
     @property
@@ -78,7 +85,7 @@ async def load(
     """`clients` closed loops over the shuffled pictures, again and again until `until(answers, seconds)`."""
     answers: list[Answer] = []
     order = shuffled_forever(pictures, seed)
-    before = await stage_seconds(client)
+    before = await metrics(client)
     begin = time.perf_counter()
 
     async def one_client() -> None:
@@ -87,8 +94,17 @@ async def load(
 
     await asyncio.gather(*(one_client() for _ in range(clients)))
     seconds = time.perf_counter() - begin
-    after = await stage_seconds(client)
-    return Run(answers, seconds, {stage: after[stage] - before.get(stage, 0.0) for stage in after})
+    after = await metrics(client)
+    return Run(
+        answers,
+        seconds,
+        cpu_seconds=after.get(CPU_SECONDS, math.nan) - before.get(CPU_SECONDS, math.nan),
+        stage_seconds={
+            stage: after[name] - before.get(name, 0.0)
+            for name in after
+            if (stage := name.removeprefix(STAGE_SECONDS)) != name
+        },
+    )
 
 
 def shuffled_forever(pictures: list[Post], seed: int) -> Iterator[Post]:
@@ -98,28 +114,15 @@ def shuffled_forever(pictures: list[Post], seed: int) -> Iterator[Post]:
         yield from order.sample(pictures, len(pictures))
 
 
-async def stage_seconds(client: httpx.AsyncClient) -> dict[str, float]:
-    """Stage -> seconds its batches have run since the service started."""
-    return {
-        sample.labels["stage"]: sample.value
-        for sample in await metrics(client)
-        if sample.name == "dynpose_stage_duration_seconds_sum"
-    }
-
-
-async def resident_bytes(client: httpx.AsyncClient) -> float:
-    """Memory the service's process holds; nan where the platform does not say."""
-    found = [
-        sample.value for sample in await metrics(client) if sample.name == "process_resident_memory_bytes"
-    ]
-    return float(found[0]) if found else float("nan")
-
-
-async def metrics(client: httpx.AsyncClient) -> list:  # type: ignore[type-arg]
+async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """Every sample by its name, with the values of its labels behind a space each."""
     response = await client.get("/metrics", headers={"Accept": "text/plain"})
     response.raise_for_status()
-    families = text_string_to_metric_families(response.text)
-    return [sample for family in families for sample in family.samples]
+    return {
+        " ".join([sample.name, *sample.labels.values()]): float(sample.value)
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
 
 
 async def get_p(client: httpx.AsyncClient) -> float:

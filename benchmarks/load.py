@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.client import Answer, Run, get_p, load, resident_bytes, set_p
+from benchmarks.client import RESIDENT_BYTES, Answer, Run, get_p, load, metrics, set_p
 from benchmarks.pictures import Post, read_posts
 
 PATCHED = tuple(tenths / 10 for tenths in range(11))
@@ -79,7 +79,8 @@ async def measure_speed(client: httpx.AsyncClient, pictures: list[Post], options
         run = await load_for(options.seconds, client, pictures, options)
         failed += len(run.failures)
         print(f"p={p:g}: {describe(run)}")
-    print(f"resident memory: {await resident_bytes(client) / 2**20:.0f} MiB")
+    resident = (await metrics(client)).get(RESIDENT_BYTES, math.nan)
+    print(f"resident memory: {resident / 2**20:.0f} MiB")
     return int(failed > 0)
 
 
@@ -180,7 +181,8 @@ def describe(run: Run) -> str:
         f"{len(run.good) / run.seconds:.1f} images/s, {people / run.seconds:.1f} people/s, "
         f"p50 {quantile(seconds, 0.5) * 1e3:.0f} ms, p95 {quantile(seconds, 0.95) * 1e3:.0f} ms, "
         f"large share {large / max(people, 1):.3f}, {len(run.failures)} failed\n"
-        f"    stages at work: {sum(run.stage_seconds.values()) / run.seconds:.0%} of wall time ({busy})\n"
+        f"    stages at work: {sum(run.stage_seconds.values()) / run.seconds:.0%} of wall time ({busy}), "
+        f"process: {run.cpu_seconds / run.seconds:.2f} cores\n"
         f"    parts of the time in the service: {own}"
     )
 

@@ -1,0 +1,129 @@
+"""The stages alone, one after the other in one thread: the speed that queues, threads and HTTP can at best keep.
+
+    python -m benchmarks.stages DATA --p 0 0.5 1 --threads 2
+
+Decodes, detects, scores, routes and estimates the pictures of DATA in batches, with the service's own stage objects,
+and prints images/s, people/s and what a picture costs in each stage.
+"""
+
+import argparse
+import contextlib
+import itertools
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from app.decode import decode
+from app.policy import Route, SplitPolicy
+from benchmarks.pictures import Post, read_posts
+from calibration.thresholds import read_calibration
+from models.defaults import MIN_SCORE, POLICY, THETA
+from models.runtime import Device, Precision, resolve_device, resolve_dtype, set_cpu_threads
+from models.zoo import Pair, load_pair
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    posts = read_posts(options.data, options.split)
+    if not posts:
+        print(f"skipped: needs pictures with people in {options.data}")
+        return 0
+    posts = random.Random(0).sample(posts, min(options.pictures, len(posts)))
+    set_cpu_threads(options.threads)
+    pair = open_pair(options.pair, options.device, options.precision)
+    run(pair, posts[: options.batch], options.batch, 0.5)  # warm
+    for p in options.p:
+        print(f"p={p:g}: {run(pair, posts, options.batch, p)}")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the stages without queues and HTTP.")
+    parser.add_argument("data", type=Path, help="folder with pictures of people")
+    parser.add_argument("--split", default="val", help="which JSON file of the folder")
+    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=8, help="pictures, and people, of one run at most")
+    parser.add_argument("--p", type=float, nargs="+", default=[0.0, 0.5, 1.0])
+    parser.add_argument("--threads", type=int, default=1, help="of every network on the CPU")
+    parser.add_argument("--pair", default="embedded")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    return parser.parse_args(arguments)
+
+
+def open_pair(pair: str, device: Device, precision: Precision) -> Pair:
+    where = resolve_device(device)
+    return load_pair(pair, where, resolve_dtype(where, precision))
+
+
+class Clock:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+
+def run(pair: Pair, posts: list[Post], batch: int, p: float) -> str:
+    """One pass over the pictures; its speed and the milliseconds of each stage per picture, as text."""
+    policy = SplitPolicy(
+        read_calibration(pair.calibration).scores, p=p, theta=THETA, mode="tracking", policy=POLICY
+    )
+    clock = Clock()
+    people = 0
+    begin = time.perf_counter()
+    for chunk in batches(posts, batch):
+        with clock("decode"):
+            pictures = [decode(post.body).to(pair.device) for post in chunk]
+        with clock("detect"):
+            found = pair.detector(pictures, [MIN_SCORE] * len(pictures))
+        boxes = [(picture, box[:4]) for picture, rows in zip(pictures, found, strict=True) for box in rows]
+        people += len(boxes)
+        routed: dict[str, list[tuple[Tensor, Tensor]]] = {"small": [], "large": []}
+        for group in batches(boxes, batch):
+            with clock("score"):
+                difficulties = pair.router(*stacked(group)).tolist()
+            for person, difficulty in zip(group, difficulties, strict=True):
+                route = policy.snapshot.route(difficulty)
+                policy.observe(difficulty, route, own_p=True)
+                routed["large" if route is Route.hard else "small"].append(person)
+        for net, estimator in (("small", pair.small), ("large", pair.large)):
+            for group in batches(routed[net], batch):
+                with clock(net):
+                    estimator(*stacked(group))
+    wall = time.perf_counter() - begin
+    costs = ", ".join(f"{stage} {1e3 * spent / len(posts):.1f}" for stage, spent in clock.seconds.items())
+    return (
+        f"{len(posts) / wall:.1f} images/s, {people / wall:.1f} people/s, "
+        f"large share {policy.realised()[1]:.3f}; ms a picture: {costs}"
+    )
+
+
+def stacked(people: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    """Pictures and (N, 4) boxes, as the stages take them."""
+    return [picture for picture, _ in people], torch.stack([box for _, box in people])
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`items` in lists of `size`, the last one shorter."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+if __name__ == "__main__":
+    sys.exit(main())
