@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,13 +126,21 @@ def check_boxes(boxes: Sequence[Bbox], width: int, height: int) -> None:
             raise ApiError(422, "invalid_box", detail)
 
 
+def announced_bytes(request: Request) -> int | None:
+    """The Content-Length, if there is one. Raises ApiError 400 when it is no number."""
+    announced = request.headers.get("content-length")
+    if announced is None:
+        return None
+    if not re.fullmatch("[0-9]{1,18}", announced):
+        raise ApiError(400, "bad_request", "Content-Length is not a number", CLOSE)
+    return int(announced)
+
+
 async def read_body(request: Request, limit: int, settings: Settings) -> bytes:
     """The whole body, at most `limit` bytes, counted whatever Content-Length says. Raises as `read` does."""
-    announced = request.headers.get("content-length")
-    if announced is not None and not (announced.isascii() and announced.isdigit()):
-        raise ApiError(400, "bad_request", "Content-Length is not a number", CLOSE)
+    announced = announced_bytes(request)
     too_large = ApiError(413, "too_large", f"the body has more than {limit} bytes", CLOSE)
-    if announced is not None and int(announced) > limit:
+    if announced is not None and announced > limit:
         raise too_large
     chunks = []
     size = 0
@@ -147,7 +156,7 @@ async def read_body(request: Request, limit: int, settings: Settings) -> bytes:
         raise ApiError(408, "timeout", detail, CLOSE) from error
     except ClientDisconnect as error:
         raise ClientGone from error
-    if announced is not None and size < int(announced):
+    if announced is not None and size < announced:
         raise ApiError(400, "bad_request", "the body is shorter than its Content-Length", CLOSE)
     return b"".join(chunks)
 
