@@ -345,7 +345,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 class Admission:
-    """Room for pictures and their decoded bytes, taken for a whole request before any of it is decoded.
+    """Room for pictures and their bytes, taken for a whole request: for its body before that is read, for its pictures
+    before any is decoded.
 
     On the event loop only.
     """
@@ -359,7 +360,7 @@ class Admission:
 
     @contextmanager
     def admit(self, pictures: int, size: int) -> Iterator[None]:
-        """Hold room for `pictures` of `size` decoded bytes in all. Raises Overloaded, and TooLarge where even an idle
+        """Hold room for `pictures` and `size` bytes in all. Raises Overloaded, and TooLarge where even an idle
         service would have no room."""
         if pictures > self._max_pictures or size > self._max_bytes:
             raise TooLarge
@@ -372,7 +373,8 @@ class Admission:
         finally:
             self.pictures -= pictures
             self.bytes -= size
-            self._finished.append((time.monotonic(), pictures))
+            if pictures:
+                self._finished.append((time.monotonic(), pictures))
 
     def retry_after_s(self) -> int:
         """Seconds until half of what is pending will be done at the present rate, 1 to 60."""

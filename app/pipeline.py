@@ -92,6 +92,12 @@ class Queues:
     hard: BatchQueue[PersonItem, Tensor]
     extremely_hard: BatchQueue[PersonItem, Tensor]
 
+    def of(self, route: Route | None, estimator: Literal["small", "large"]) -> BatchQueue[PersonItem, Tensor]:
+        """Where a person waits; without a route (forced estimator) beside the people of that net's first queue."""
+        if route is Route.extremely_hard:
+            return self.extremely_hard
+        return self.hard if estimator == "large" else self.easy
+
 
 class Pipeline:
     """Runs on the event loop; the networks run in the stages' threads behind the queues."""
@@ -132,14 +138,10 @@ class Pipeline:
         if choice == "auto":
             difficulty = await self.queues.score.submit(item, request.ticket)
             route = self._route(difficulty, request)
-            queue = {Route.easy: self.queues.easy, Route.hard: self.queues.hard}.get(
-                route, self.queues.extremely_hard
-            )
             choice = "large" if route is Route.hard else "small"
         else:
-            queue = self.queues.hard if choice == "large" else self.queues.easy
             self.metrics.forced(choice)
-        keypoints = await queue.submit(item, request.ticket)
+        keypoints = await self.queues.of(route, choice).submit(item, request.ticket)
         if not torch.isfinite(keypoints).all():
             self.metrics.failed(choice)
             return None
@@ -161,7 +163,9 @@ class Pipeline:
         if request.split is None:
             request.split = self.split(request.options)
         route = request.split.route(difficulty)
-        self.policy.observe(difficulty, route, own_p=request.options.p is None)
+        # A split taken before the last PATCH says nothing of how the present p is kept.
+        own_p = request.options.p is None and request.split.version == self.policy.snapshot.version
+        self.policy.observe(difficulty, route, own_p=own_p)
         self.metrics.person(route, difficulty)
         return route
 

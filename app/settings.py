@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     precision: Precision = Field(
         "auto", description="arithmetic of detector and pose nets: auto, fp32, bf16, fp16"
     )
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of each stage; 0: a quarter of the cores")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="CPU threads of each stage; 0: a quarter of the cores"
+    )
     pair: str = Field("embedded", description="`embedded`, or a folder with pair.json and weights")
 
     p: Fraction = Field(defaults.P, description="share of people for the large net, fraction 0 to 1")
@@ -61,7 +63,9 @@ class Settings(BaseSettings):
     max_images: Positive = Field(16, description="pictures in one request")
     max_boxes: Positive = Field(100, description="given boxes per picture")
     max_pending_pictures: Positive = Field(64, description="pictures admitted and not yet answered")
-    max_pending_bytes: Positive = Field(1_500_000_000, description="decoded bytes of those pictures")
+    max_pending_bytes: Positive = Field(
+        1_500_000_000, description="bytes of those pictures, encoded and decoded"
+    )
 
     body_timeout_s: SomeSeconds = Field(30, description="seconds for a request's body to arrive")
     deadline_ms: Positive = Field(30_000, description="milliseconds until a request is answered 504")

@@ -4,6 +4,7 @@ The reference joints were read off the photographs by eye; the tolerance is OKS.
 """
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,3 +146,37 @@ def test_the_same_photo_gives_the_same_answer_alone_and_among_others(client: Tes
         assert [person["route"] for person in image["people"]] == [person["route"] for person in alone]
         for person, single in zip(image["people"], alone, strict=True):
             assert np.allclose(person["keypoints"], single["keypoints"], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((480, 640, 3), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8),
+        np.full((1, 1, 3), 200, np.uint8),
+        np.full((8, 8, 3), 200, np.uint8),
+        np.full((20000, 1, 3), 200, np.uint8),
+        np.full((1, 65000, 3), 200, np.uint8),
+    ],
+    ids=["black", "noise", "1x1", "8x8", "1x20000", "65000x1"],
+)
+def test_pictures_without_people_have_none(client: TestClient, pixels: np.ndarray):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    answer = client.post("/pose", content=buffer.getvalue(), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200
+    assert answer.json()["images"][0]["people"] == []
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 1, 1], [-300, -300, 400, 400], [809.5, 1079.5, 900, 900], [0, 0, 810, 0.02]]
+)
+def test_boxes_of_any_shape_that_touch_the_picture_are_answered(client: TestClient, box: list[float]):
+    files = [
+        ("images", ("bus.jpg", (ASSETS / "bus.jpg").read_bytes())),
+        ("boxes", (None, json.dumps([[box]]))),
+    ]
+    answer = client.post("/pose", files=files)
+    assert answer.status_code == 200, answer.text
+    (person,) = answer.json()["images"][0]["people"]
+    assert np.isfinite(person["keypoints"]).all()

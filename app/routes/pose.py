@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from app import overlay
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
-from app.intake import GivenImages, Picture, Upload, examine, read, to_picture
+from app.intake import GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
 from app.routes.common import authorise, problems, service_of
 from app.schemas import PoseAnswer, PoseQuery, coco_results, error_answer, image_answer, split_answer
@@ -47,7 +47,12 @@ BODY: dict[str, Any] = {
         },
         "image/*": {"schema": {"type": "string", "format": "binary"}},
         "application/json": {
-            "schema": GivenImages.model_json_schema(ref_template="#/components/schemas/{model}"),
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "additionalProperties": False,
+                "properties": {"images": {"type": "array", "items": GivenImage.model_json_schema()}},
+            },
             "example": {"images": [{"data": "<base64 of a JPEG>", "boxes": [[48.1, 398.0, 197.2, 505.6]]}]},
         },
     },
@@ -71,23 +76,21 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     authorise(request, service.settings.pose_token)
     pipeline = service.ready_pipeline()
     options = options_of(query, service)
-    uploads = await read(request, service.settings)
-    if query.render and len(uploads) > 1:
-        raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
-    headers = [header_of(upload, service) for upload in uploads]
-    good = [header for header in headers if isinstance(header, Header)]
-    if not good:
-        raise next(header for header in headers if isinstance(header, ApiError))
     deadline_s = (query.deadline_ms or service.settings.deadline_ms) / 1000
     work = PoseRequest(Ticket(request_id(request), started + deadline_s), options)
-    with admitted(service, good), service.metrics.in_flight.track_inprogress():
+    with ExitStack() as room:
+        hold(room, service, 0, body_bytes(request, service.settings.max_body_bytes))
+        uploads = await read(request, service.settings)
+        if query.render and len(uploads) > 1:
+            raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
+        headers = [header_of(upload, service) for upload in uploads]
+        good = [header for header in headers if isinstance(header, Header)]
+        if not good:
+            raise next(header for header in headers if isinstance(header, ApiError))
+        hold(room, service, len(good), sum(header.decoded_bytes for header in good))
         async with in_time_and_wanted(request, work.ticket, service):
-            outcomes = await asyncio.gather(
-                *(
-                    one_picture(service, pipeline, work, upload, header)
-                    for upload, header in zip(uploads, headers, strict=True)
-                )
-            )
+            pictures = zip(uploads, headers, strict=True)
+            outcomes = await asyncio.gather(*(one_picture(service, pipeline, work, *one) for one in pictures))
             return await answer(service, pipeline, request, query, work, uploads, outcomes, started)
 
 
@@ -119,12 +122,16 @@ def header_of(upload: Upload, service: Service) -> Header | ApiError:
         return error
 
 
-@contextmanager
-def admitted(service: Service, headers: list[Header]) -> Iterator[None]:
-    """Hold room for all pictures of the request, before any is decoded."""
+def body_bytes(request: Request, limit: int) -> int:
+    """Bytes that the body will take: what it announces, else as much as it may have."""
+    announced = announced_bytes(request)
+    return limit if announced is None else min(announced, limit)
+
+
+def hold(room: ExitStack, service: Service, pictures: int, size: int) -> None:
+    """Take room for pictures and bytes until `room` is left. Raises Overloaded and TooLarge."""
     try:
-        with service.admission.admit(len(headers), sum(header.decoded_bytes for header in headers)):
-            yield
+        room.enter_context(service.admission.admit(pictures, size))
     except Overloaded:
         service.metrics.rejected("overloaded")
         raise
@@ -136,6 +143,7 @@ async def in_time_and_wanted(request: Request, ticket: Ticket, service: Service)
     task = asyncio.current_task()
     assert task is not None
     gone = False
+    service.metrics.in_flight.inc()
 
     async def watch() -> None:
         nonlocal gone
@@ -155,6 +163,7 @@ async def in_time_and_wanted(request: Request, ticket: Ticket, service: Service)
         service.metrics.cancelled()
         raise ClientGone from None
     finally:
+        service.metrics.in_flight.dec()
         watcher.cancel()
         ticket.cancel()
 

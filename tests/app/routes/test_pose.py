@@ -395,3 +395,13 @@ def test_unknown_paths_and_methods_are_problems_too(client):
 def test_a_sane_request_id_is_kept_and_another_replaced(client):
     assert client.get("/version", headers={"X-Request-ID": "abc-1.2"}).headers["x-request-id"] == "abc-1.2"
     assert client.get("/version", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_bodies_that_have_no_room_are_refused_before_they_are_read(serve):
+    client = serve(max_pending_bytes=100_000, max_body_bytes=100_000)
+    with client.service.admission.admit(0, 60_000):
+        error(post(client, b"x" * 50_000), 429, "overloaded")
+        error(
+            post(client, iter([PEOPLE])), 429, "overloaded"
+        )  # of unknown length, so it may be as long as any
+        assert post(client).status_code == 200
