@@ -19,7 +19,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format lock clean install install-dev \
-	train-detector train-pose train-router calibrate evaluate load
+	train-detector train-pose train-router calibrate evaluate load stages
 
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -93,3 +93,6 @@ evaluate: install-dev ## Measure AP of small, large and routed on DATA.
 
 load: install-dev ## Load a running service with the pictures of DATA.
 	$(RUN) -m benchmarks.load $(DATA) $(ARGS)
+
+stages: install-dev ## Measure the stages on DATA without queues and HTTP.
+	$(RUN) -m benchmarks.stages $(DATA) $(ARGS)
