@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 from app.config import ConfigError
 from app.main import create_app
@@ -13,6 +14,8 @@ from models.zoo import PairError
 
 def main() -> int:
     """Run until SIGTERM; returns the exit code."""
+    # Pillow warns of each kind of damage in a client's picture, and Python remembers every such text for ever.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings()
