@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -126,6 +127,13 @@ class BatchQueue(Generic[Item, Result]):
             if not entry.future.done():
                 entry.future.set_exception(ClientGone())
 
+    def expire(self, now: float) -> list[_Entry]:
+        """Take out everything whose deadline has passed. Under the lock."""
+        late = [ticket for ticket in self._lanes if ticket.deadline <= now]
+        entries = [entry for ticket in late for entry in self._lanes.pop(ticket)]
+        self._depth -= len(entries)
+        return entries
+
     def oldest(self) -> float:
         """When the longest waiting item came, in monotonic seconds; infinity without items. Under the lock."""
         return min((lane[0].since for lane in self._lanes.values()), default=math.inf)
@@ -174,8 +182,8 @@ class Stage:
     """The thread that owns a stage's networks and serves one or more queues, the first of them first.
 
     run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes that were warmed;
-    a batch is the largest of them that is there. max_passed_over_s: an item of a later queue that has waited longer
-    goes ahead of the first queue's. device: held while a batch runs, for stages that must not run side by side.
+    a batch is the largest of them that is there. max_passed_over_s: once an item has waited longer, the queue of the
+    oldest goes first, whichever it is. device: held while a batch runs, for stages that must not run side by side.
     """
 
     def __init__(
@@ -252,29 +260,27 @@ class Stage:
             return any(queue.depth for queue in self.queues)
 
     def _take_batch(self) -> list[_Entry]:
-        expired: list[tuple[_Entry, Any]] = []
         with self._wake:
             now = time.monotonic()
-            entries: list[_Entry] = []
+            expired = [entry for queue in self.queues for entry in queue.expire(now)]
             depth = sum(queue.depth for queue in self.queues)
             size = max((bucket for bucket in self._buckets if bucket <= depth), default=0)
+            entries: list[_Entry] = []
             while len(entries) < size and (queue := self._next_queue(now)) is not None:
                 entry = queue.take()
-                if entry.future.done():  # whoever waited for it has given up
-                    continue
-                if now < entry.ticket.deadline:
+                if not entry.future.done():  # else whoever waited for it has given up
                     entries.append(entry)
-                else:
-                    expired.append((entry, DeadlineExceeded()))
             self._held = entries
         for entry in entries:
             self._observer.waited(entry.queue.name, now - entry.since)
-        self._deliver(expired)
+        self._deliver([(entry, DeadlineExceeded()) for entry in expired])
         return entries
 
     def _next_queue(self, now: float) -> BatchQueue[Any, Any] | None:
-        passed_over = (q for q in self.queues[1:] if now - q.oldest() > self._max_passed_over_s)
-        return next(passed_over, next((q for q in self.queues if q.depth), None))
+        oldest = min(self.queues, key=lambda queue: queue.oldest())
+        if now - oldest.oldest() > self._max_passed_over_s:
+            return oldest
+        return next((queue for queue in self.queues if queue.depth), None)
 
     def _run_batch(self, entries: list[_Entry]) -> None:
         if not entries:
@@ -323,6 +329,8 @@ class Stage:
     def _failed(self, error: Exception) -> None:
         log.error("stage %s: a batch failed", self.name, exc_info=error)
         self._observer.failed(self.name)
+        # The traceback keeps every tensor of the failed run alive, and the next attempt needs their memory.
+        traceback.clear_frames(error.__traceback__)
 
     def _deliver(self, outcomes: Sequence[tuple[_Entry, Any]]) -> None:
         """Complete futures, all of a batch in one call to the event loop."""

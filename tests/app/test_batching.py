@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections import Counter
 
 import pytest
@@ -178,6 +179,19 @@ async def test_rule_5_an_item_past_its_deadline_is_answered_and_not_run():
 
 
 @on_loop
+async def test_rule_5_what_is_past_its_deadline_does_not_bend_the_size_of_the_batch():
+    worker = Worker(buckets=(1, 2, 4))
+    await worker.hold()
+    late = worker.submit(9, new_ticket(-1))
+    timely = [worker.submit(item) for item in (1, 2, 3)]
+    worker.gate.set()
+    assert await outcome(late) is DeadlineExceeded
+    await asyncio.gather(*timely)
+    assert worker.batches == [[1, 2], [3]]
+    worker.end()
+
+
+@on_loop
 async def test_rule_6_an_item_whose_client_is_gone_is_dropped_and_its_place_is_free_at_once():
     worker = Worker()
     await worker.hold()
@@ -252,6 +266,29 @@ async def test_a_batch_too_large_for_the_device_is_halved_and_then_refused():
 
 
 @on_loop
+async def test_what_a_failed_run_held_is_free_before_the_next_attempt():
+    class Memory:
+        pass
+
+    made: list[weakref.ref] = []
+
+    def fail(items):
+        assert all(memory() is None for memory in made)
+        memory = Memory()
+        made.append(weakref.ref(memory))
+        if len(items) > 1:
+            raise OutOfMemoryError
+
+    worker = Worker(fail=fail)
+    await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2)]
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, 20]
+    assert len(made) == 4
+    worker.end()
+
+
+@on_loop
 async def test_rule_8_a_request_of_many_people_does_not_hold_up_a_request_of_one():
     worker = Worker(buckets=(1, 2, 4))
     await worker.hold()
@@ -288,6 +325,20 @@ async def test_what_was_passed_over_for_long_goes_first():
     worker.gate.set()
     await asyncio.gather(old, new)
     assert worker.batches == [[101], [1]]
+    worker.end()
+
+
+@on_loop
+async def test_where_everything_has_waited_long_the_oldest_goes_first():
+    worker = Worker("easy", "extremely_hard", buckets=(1,), max_passed_over_s=0)
+    await worker.hold()
+    futures = []
+    for item, queue in ((1, 0), (101, 1), (2, 0), (102, 1)):
+        futures.append(worker.submit(item, queue=queue))
+        await asyncio.sleep(0.001)
+    worker.gate.set()
+    await asyncio.gather(*futures)
+    assert worker.batches == [[1], [101], [2], [102]]
     worker.end()
 
 
