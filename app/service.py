@@ -64,11 +64,14 @@ class Service:
         try:
             started = time.monotonic()
             pair = await asyncio.to_thread(load_pair, self.settings.pair, self.device, self.dtype)
-            self.status = "warming"
+            if self.status == "loading":
+                self.status = "warming"
             stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)
             await asyncio.to_thread(warm, pair)
-        except (PairError, RuntimeError) as error:
-            self.failure = str(error)
+        except Exception as error:  # whatever it is: a process that stays at "loading" would help nobody
+            if not isinstance(error, PairError):
+                log.exception("the networks cannot be loaded")
+            self.failure = str(error) or type(error).__name__
             self.on_failure()
             return
         queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})

@@ -8,7 +8,7 @@ from app.errors import ApiError
 from app.service import Service
 from app.settings import Settings
 from models.zoo import PairError
-from tests.app.conftest import picture_of
+from tests.app.conftest import FakePair, picture_of
 
 
 def service(pair_folder, **settings) -> Service:
@@ -27,6 +27,37 @@ def test_a_pair_that_does_not_load_stops_the_service_and_says_why(pair_folder):
     asyncio.run(broken.load())
     assert "cannot read" in broken.failure
     assert stopped == [True]
+
+
+def test_whatever_goes_wrong_while_loading_stops_the_service(pair_folder, monkeypatch):
+    def load(*_):
+        raise LookupError
+
+    monkeypatch.setattr("app.service.load_pair", load)
+    stopped = []
+    broken = service(pair_folder)
+    broken.on_failure = lambda: stopped.append(True)
+    asyncio.run(broken.load())
+    assert broken.failure == "LookupError"
+    assert stopped == [True]
+
+
+def test_a_service_told_to_stop_while_it_loads_keeps_refusing(pair_folder, monkeypatch):
+    stopping = service(pair_folder)
+
+    def load(*_):
+        stopping.drain()
+        return FakePair(stopping.manifest)
+
+    monkeypatch.setattr("app.service.load_pair", load)
+    monkeypatch.setattr("app.service.warm", lambda _: None)
+
+    async def run():
+        await stopping.load()
+        await stopping.close()
+
+    asyncio.run(run())
+    assert stopping.status == "draining"
 
 
 def test_nothing_is_served_before_it_is_ready(pair_folder):
