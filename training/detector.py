@@ -170,6 +170,8 @@ def average_precision(network: Any, images: list[LabelledImage], pictures: Pictu
     for image in images:
         for *box, score in detector([pictures(image)], [0.01])[0].tolist():
             found.append({"image_id": image.id, "category_id": 1, "bbox": box, "score": score})
+    if not found:  # pycocotools cannot load an empty list
+        return {"ap": 0.0, "ap50": 0.0, "ar": 0.0}
     evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
