@@ -11,8 +11,8 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger("dynpose.batching")
@@ -43,10 +43,6 @@ class Overloaded(Exception):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"no room now, try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
-
-
-class TooLarge(Exception):
-    """The request alone is larger than everything that may be pending at once."""
 
 
 class Ticket:
@@ -350,44 +346,3 @@ class Stage:
 
 def _out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch here
-
-
-class Admission:
-    """Room for pictures and their bytes, taken for a whole request: for its body before that is read, for its pictures
-    before any is decoded.
-
-    On the event loop only.
-    """
-
-    def __init__(self, max_pictures: int, max_bytes: int) -> None:
-        self.pictures = 0
-        self.bytes = 0
-        self._max_pictures = max_pictures
-        self._max_bytes = max_bytes
-        self._finished: deque[tuple[float, int]] = deque(maxlen=64)
-
-    @contextmanager
-    def admit(self, pictures: int, size: int) -> Iterator[None]:
-        """Hold room for `pictures` and `size` bytes in all. Raises Overloaded, and TooLarge where even an idle
-        service would have no room."""
-        if pictures > self._max_pictures or size > self._max_bytes:
-            raise TooLarge
-        if self.pictures + pictures > self._max_pictures or self.bytes + size > self._max_bytes:
-            raise Overloaded(self.retry_after_s())
-        self.pictures += pictures
-        self.bytes += size
-        try:
-            yield
-        finally:
-            self.pictures -= pictures
-            self.bytes -= size
-            if pictures:
-                self._finished.append((time.monotonic(), pictures))
-
-    def retry_after_s(self) -> int:
-        """Seconds until half of what is pending will be done at the present rate, 1 to 60."""
-        if len(self._finished) < 2:
-            return 1
-        seconds = time.monotonic() - self._finished[0][0]
-        rate = sum(pictures for _, pictures in self._finished) / max(seconds, 1e-3)
-        return min(60, max(1, math.ceil(self.pictures / 2 / rate)))

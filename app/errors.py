@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed, TooLarge
+from app.admission import TooLarge
+from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed
 
 log = logging.getLogger("dynpose.errors")
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from app import __version__
-from app.batching import Admission, BatchQueue, Stage, StageDied
+from app.admission import Admission
+from app.batching import BatchQueue, Stage, StageDied
 from app.config import ConfigStore
 from app.errors import ApiError
 from app.metrics import Metrics

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batching import (
-    Admission,
     BatchQueue,
     ClientGone,
     CostLine,
@@ -21,7 +20,6 @@ from app.batching import (
     StageDied,
     StageFailed,
     Ticket,
-    TooLarge,
 )
 
 LONG = 30.0
@@ -137,31 +135,6 @@ async def test_rule_3_batches_grow_under_load_in_order_of_arrival_down_to_a_warm
     assert [await outcome(future) for future in futures] == [10, 20, 30, 40, 50, 60, 70]
     assert worker.batches == [[1, 2, 3, 4], [5, 6], [7]]
     worker.end()
-
-
-def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
-    admission = Admission(max_pictures=4, max_bytes=1000)
-    with admission.admit(3, 500):
-        with pytest.raises(Overloaded) as refusal, admission.admit(2, 10):
-            pass
-        assert refusal.value.retry_after_s >= 1
-        with pytest.raises(Overloaded), admission.admit(1, 501):
-            pass
-        with admission.admit(1, 500):
-            pass
-    assert (admission.pictures, admission.bytes) == (0, 0)
-    with pytest.raises(TooLarge), admission.admit(5, 1):
-        pass
-    with pytest.raises(TooLarge), admission.admit(1, 1001):
-        pass
-
-
-def test_rule_4_room_is_given_back_when_the_work_fails():
-    admission = Admission(max_pictures=1, max_bytes=10)
-    with pytest.raises(RuntimeError), admission.admit(1, 10):
-        raise RuntimeError
-    with admission.admit(1, 10):
-        pass
 
 
 @on_loop

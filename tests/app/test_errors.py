@@ -10,7 +10,8 @@ import pytest
 from fastapi import FastAPI, Query
 from fastapi.responses import StreamingResponse
 
-from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed, TooLarge
+from app.admission import TooLarge
+from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed
 from app.errors import ApiError, RequestId, install, to_api_error
 
 Seen = list[tuple[str, int, float]]

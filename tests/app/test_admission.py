@@ -1,0 +1,43 @@
+import pytest
+
+from app.admission import Admission, TooLarge
+from app.batching import Overloaded
+
+
+def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
+    admission = Admission(max_pictures=4, max_bytes=1000)
+    with admission.admit(3, 500):
+        with pytest.raises(Overloaded) as refusal, admission.admit(2, 10):
+            pass
+        assert refusal.value.retry_after_s >= 1
+        with pytest.raises(Overloaded), admission.admit(1, 501):
+            pass
+        with admission.admit(1, 500):
+            pass
+    assert (admission.pictures, admission.bytes) == (0, 0)
+    with pytest.raises(TooLarge), admission.admit(5, 1):
+        pass
+    with pytest.raises(TooLarge), admission.admit(1, 1001):
+        pass
+
+
+def test_rule_4_room_is_given_back_when_the_work_fails():
+    admission = Admission(max_pictures=1, max_bytes=10)
+    with pytest.raises(RuntimeError), admission.admit(1, 10):
+        raise RuntimeError
+    with admission.admit(1, 10):
+        pass
+
+
+def test_the_time_to_retry_follows_the_rate_at_which_pictures_are_finished(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("app.admission.time.monotonic", lambda: now[0])
+    admission = Admission(max_pictures=40, max_bytes=1000)
+    assert admission.retry_after_s() == 1  # nothing is known yet
+    for _ in range(10):  # two pictures a second
+        with admission.admit(1, 1):
+            now[0] += 0.5
+    with admission.admit(40, 1):
+        assert admission.retry_after_s() == pytest.approx(10, abs=2)  # half of the 40
+        now[0] += 1e6
+        assert admission.retry_after_s() == 60
