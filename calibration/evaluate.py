@@ -23,7 +23,8 @@ from calibration.accuracy import accuracy, interval, match
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.thresholds import floor_share, read_calibration, thresholds
 from models.defaults import THETA
-from models.zoo.pairs import Pair, load_pair
+from models.runtime import resolve_device, resolve_dtype
+from models.zoo import Pair, load_pair
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,15 @@ def main() -> None:
     parser.add_argument("--policy", choices=("band", "top"), nargs="+", default=["band", "top"])
     parser.add_argument("--theta", type=float, default=THETA)
     parser.add_argument("--limit", type=int, help="pictures, from the start of the file")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     options = parser.parse_args()
     if not has_split(options.data, options.split):
         print(f"skipped: needs pictures with people in {options.data}")
         return
     images = read_split(options.data, options.split)[: options.limit]
-    pair = load_pair(options.pair, torch.device("cpu"), torch.float32)
+    device = resolve_device(options.device)
+    pair = load_pair(options.pair, device, resolve_dtype(device, options.precision))
     scores = read_calibration(pair.calibration).scores
     estimates = estimate(pair, Pictures(options.data), images)
 
