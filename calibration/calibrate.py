@@ -2,8 +2,8 @@
 
     python -m calibration.calibrate DATA --pair embedded --out models/weights/calibration.json
 
-DATA is a folder with `train.json` (COCO format) and its pictures; only the tenth that no network was trained on is used,
-since a router knows its training people too well. Detector, threshold and stage objects are the service's own.
+DATA is a folder with `train.json` (COCO format) and its pictures; only the tenth that no network was trained on is
+used, since a router knows its training people too well. Detector, threshold and stage objects are the service's own.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def report(scores: Scores, theta: float) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Score the people of sample pictures and write a calibration file.")
+    parser = argparse.ArgumentParser(
+        description="Score the people of sample pictures and write a calibration file."
+    )
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
     parser.add_argument("--pair", default="embedded", help="`embedded` or a folder with pair.json")
     parser.add_argument("--out", type=Path, default=Path("runs/calibration.json"))

@@ -27,9 +27,9 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_VERBOSE"] = "false"
 
-from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.tal import dist2bbox, make_anchors
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils.nms import non_max_suppression  # noqa: E402
+from ultralytics.utils.tal import dist2bbox, make_anchors  # noqa: E402
 
 FILL = 114
 """Grey around a letterboxed picture, as in training."""
