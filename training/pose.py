@@ -51,7 +51,9 @@ class Recipe:
 
 RECIPES = {
     "small": Recipe((96, 128), sigma=1.1, rate=1e-4, batch=32, minutes=12, initial="pp-tinypose_128x96.onnx"),
-    "large": Recipe((192, 256), sigma=2.2, rate=5e-5, batch=32, minutes=35, initial="pp-tinypose_256x192.onnx"),
+    "large": Recipe(
+        (192, 256), sigma=2.2, rate=5e-5, batch=32, minutes=35, initial="pp-tinypose_256x192.onnx"
+    ),
 }
 TEACHER = "pp-tinypose_256x192.onnx"
 WARM_UP_STEPS = 50
