@@ -1,6 +1,8 @@
 """uvicorn with a shutdown that loses nothing: first refuse, then close the port, then answer what was admitted."""
 
+import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -9,6 +11,10 @@ import uvicorn
 from fastapi import FastAPI
 
 log = logging.getLogger("dynpose.server")
+
+CLOSE = (b"connection", b"close")
+LINGER_S = 0.25
+"""Seconds that connections outlive the port, so that a request already on its way is refused rather than reset."""
 
 
 class Server(uvicorn.Server):
@@ -55,5 +61,18 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's ten looks a second at whether to go on."""
-        due = self._close_at is not None and time.monotonic() >= self._close_at
-        return await super().on_tick(counter) or due
+        over = await super().on_tick(counter)
+        if self._close_at is None:
+            return over
+        # A client that is told so sends no further request into a connection that is about to be closed.
+        if CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers.append(CLOSE)
+        return over or time.monotonic() >= self._close_at
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer who is connected, end the application."""
+        for server in self.servers:
+            server.close()
+        if not self.force_exit:
+            await asyncio.sleep(LINGER_S)
+        await super().shutdown(sockets)
