@@ -4,7 +4,7 @@
 
 DATA is a folder with `train.json` (COCO keypoints) and its pictures. Each person is cut with its own box, with a sloppy
 one (as a detector might draw it), and the pictures give wrong boxes without a person; both nets are asked once and
-their answers kept in OUT.samples.npz. What a box is worth is
+their answers kept in OUT.samples.npz (until the nets change). What a box is worth is
 
 - a person: (D_s - D_l) / D_s, counted only where the two nets differ by 0.05 to 0.3 in OKS (the authors' filter: below
   it is noise, above it is one net failing altogether), clamped to -1..1;
@@ -114,10 +114,13 @@ def collect(data: Path, small: PoseEstimator, large: PoseEstimator, limit: int |
     return Samples(**{name: np.concatenate(part) for name, part in parts.items()})
 
 
-def weights_and_targets(samples: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each sample counts in the loss, and its target clamped to -1..1."""
+def weights_and_targets(
+    samples: Samples, oks_filter: tuple[float, float] = OKS_FILTER
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each sample counts in the loss, and its target clamped to -1..1. oks_filter: people count when the nets'
+    OKS differ by more than the first and less than the second."""
     difference = np.abs(samples.oks_large - samples.oks_small)
-    low, high = OKS_FILTER
+    low, high = oks_filter
     counted = (samples.kind < 2) & (difference > low) & (difference < high) & np.isfinite(samples.target)
     weights = np.where(samples.kind == 2, WRONG_BOX_WEIGHT, counted.astype(np.float64))
     targets = np.where(samples.kind == 2, 1.0, np.nan_to_num(samples.target, nan=0.0, neginf=-1.0))
@@ -176,9 +179,8 @@ def train(samples: Samples, arguments: argparse.Namespace, device: torch.device)
     """Eq. 6, batched, with Adam; the weights of the last epoch are kept (choosing among epochs by so few held-back
     people would be choosing noise). Resumes from OUT.checkpoint."""
     torch.manual_seed(arguments.seed)
-    rng = np.random.default_rng(arguments.seed)
     router = Router(RouterConfig()).to(device)
-    weights, targets = weights_and_targets(samples)
+    weights, targets = weights_and_targets(samples, tuple(arguments.filter))
     rows = np.flatnonzero(~samples.held_back & (weights > 0))
     optimizer = torch.optim.Adam(router.parameters(), lr=arguments.rate, weight_decay=1e-4)
     steps = arguments.epochs * (len(rows) // arguments.batch)
@@ -194,7 +196,10 @@ def train(samples: Samples, arguments: argparse.Namespace, device: torch.device)
         first = state["epoch"]
     for epoch in range(first, arguments.epochs):
         router.train()
-        order = rng.permutation(rows)
+        torch.manual_seed(
+            arguments.seed + epoch
+        )  # of its own for each epoch: resumed or not, the run is the same
+        order = np.random.default_rng((arguments.seed, epoch)).permutation(rows)
         total = 0.0
         for start in range(0, len(order) - arguments.batch + 1, arguments.batch):
             chosen = order[start : start + arguments.batch]
@@ -235,6 +240,28 @@ def train(samples: Samples, arguments: argparse.Namespace, device: torch.device)
     return router
 
 
+def ask(arguments: argparse.Namespace, device: torch.device) -> Samples:
+    """The samples of these nets, boxes and pictures: asked for once, then read from OUT.samples.npz."""
+    manifest = read_manifest(arguments.pair)
+    question = (
+        f"{manifest.small.sha256} {manifest.large.sha256} seed {arguments.seed} limit {arguments.limit}"
+    )
+    kept = arguments.out.with_suffix(".samples.npz")
+    if kept.exists():
+        with np.load(kept) as columns:
+            if str(columns["question"]) == question:
+                return Samples(**{name: columns[name] for name in Samples.__dataclass_fields__})
+    dtype = resolve_dtype(device, "auto")
+    small, large = (
+        load_estimator(arguments.pair, entry, device, dtype) for entry in (manifest.small, manifest.large)
+    )
+    samples = collect(arguments.data, small, large, arguments.limit, arguments.seed)
+    unfinished = kept.with_suffix(".part.npz")
+    np.savez(unfinished, question=np.array(question), **vars(samples))
+    unfinished.replace(kept)
+    return samples
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the router of a pair.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
@@ -243,6 +270,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--filter", type=float, nargs=2, default=OKS_FILTER, help="differences in OKS that count"
+    )
     parser.add_argument("--limit", type=int, help="pictures to use (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -252,18 +282,7 @@ def main() -> None:
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     device = resolve_device(arguments.device)
-    kept = arguments.out.with_suffix(".samples.npz")
-    if kept.exists():
-        samples = Samples(**np.load(kept))
-    else:
-        dtype = resolve_dtype(device, "auto")
-        manifest = read_manifest(arguments.pair)
-        small, large = (
-            load_estimator(arguments.pair, e, device, dtype) for e in (manifest.small, manifest.large)
-        )
-        samples = collect(arguments.data, small, large, arguments.limit, arguments.seed)
-        np.savez(kept, **vars(samples))
-    router = train(samples, arguments, device)
+    router = train(ask(arguments, device), arguments, device)
     weights = {
         key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
         for key, value in router.state_dict().items()
