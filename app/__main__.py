@@ -38,7 +38,7 @@ def main() -> int:
     service.on_failure = stop_on_failure
     try:
         server.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter where the port is taken, which uvicorn has logged
         return 1
     if service.failure is not None:
         print(f"dynpose cannot start: {service.failure}", file=sys.stderr)
