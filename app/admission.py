@@ -35,6 +35,8 @@ class Admission:
             raise TooLarge
         if self.pictures + pictures > self._max_pictures or self.bytes + size > self._max_bytes:
             raise Overloaded(self.retry_after_s())
+        if self.pictures == 0:  # the time without work says nothing of how fast work is done
+            self._finished.clear()
         self.pictures += pictures
         self.bytes += size
         try:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from app.admission import Admission, TooLarge
@@ -29,15 +31,29 @@ def test_rule_4_room_is_given_back_when_the_work_fails():
         pass
 
 
-def test_the_time_to_retry_follows_the_rate_at_which_pictures_are_finished(monkeypatch: pytest.MonkeyPatch):
-    now = [100.0]
-    monkeypatch.setattr("app.admission.time.monotonic", lambda: now[0])
+def test_a_refusal_says_when_half_of_what_is_pending_will_be_done(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("app.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     admission = Admission(max_pictures=40, max_bytes=1000)
-    assert admission.retry_after_s() == 1  # nothing is known yet
-    for _ in range(10):  # two pictures a second
-        with admission.admit(1, 1):
-            now[0] += 0.5
-    with admission.admit(40, 1):
-        assert admission.retry_after_s() == pytest.approx(10, abs=2)  # half of the 40
-        now[0] += 1e6
+    with admission.admit(1, 1):
+        pass  # long ago: does not count
+    now[0] += 3600
+    with admission.admit(39, 1):
+        assert admission.retry_after_s() == 1  # nothing is known yet
+        for _ in range(11):
+            with admission.admit(1, 1):
+                now[0] += 0.5  # two a second
+        with pytest.raises(Overloaded) as refusal, admission.admit(2, 1):
+            pass
+    assert refusal.value.retry_after_s == pytest.approx(39 / 2 / 2, abs=2)
+
+
+def test_a_refusal_never_asks_for_more_than_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("app.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
+    admission = Admission(max_pictures=40, max_bytes=1000)
+    with admission.admit(38, 1):
+        for _ in range(3):
+            with admission.admit(1, 1):
+                now[0] += 1000
         assert admission.retry_after_s() == 60
