@@ -6,7 +6,7 @@ import torch
 import ultralytics
 from torch import Tensor
 
-from models.detector import YoloDetector, letterbox
+from models.detector import YoloDetector, letterbox, to_boxes
 from models.zoo import load_detector, read_manifest
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
@@ -77,3 +77,28 @@ def test_a_letterbox_keeps_the_aspect_and_pads_to_the_stride():
     assert image.shape == (3, 224, 640)
     assert (image[:, :213] == 7).all()
     assert (image[:, 213:] == 114).all()
+
+
+def test_boxes_keep_full_precision_when_the_convolutions_run_in_half(detector: YoloDetector):
+    entry = read_manifest("embedded").detector
+    half = load_detector("embedded", entry, torch.device("cpu"), torch.bfloat16)
+    (exact,), (found,) = detector([photo("bus.jpg")], [0.5]), half([photo("bus.jpg")], [0.5])
+    assert len(found) == len(exact)
+    for box in exact:
+        assert max(overlap(box[:4].tolist(), other[:4].tolist()) for other in found) > 0.98
+    boxes = half.network(torch.rand(1, 3, 64, 64))[
+        0, :4
+    ]  # decoded in bfloat16, 400 px would be a multiple of 2
+    assert (boxes != boxes.bfloat16().float()).float().mean() > 0.9
+
+
+def test_zero_area_boxes_and_boxes_below_the_score_are_dropped():
+    rows = torch.tensor(
+        [
+            [10.0, 10.0, 50.0, 90.0, 0.9, 0.0],
+            [-30.0, 10.0, -5.0, 90.0, 0.8, 0.0],  # left of the picture
+            [10.0, 10.0, 50.0, 90.0, 0.2, 0.0],
+        ]
+    )
+    boxes = to_boxes(rows, torch.zeros(200, 100, 3, dtype=torch.uint8), 100, 0.3)
+    assert boxes.tolist() == [pytest.approx([20, 20, 80, 160, 0.9])]
