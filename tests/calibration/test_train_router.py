@@ -1,13 +1,17 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from calibration import train_router
 from calibration.data import LabelledImage, LabelledPerson
 from calibration.train_router import Samples, recovered_gain, sloppy, validate, weights_and_targets, wrong
 from models.router import Router, RouterConfig
@@ -116,3 +120,52 @@ def test_the_command_trains_a_router_that_loads_and_spreads_its_scores(tmp_path:
     line = json.loads(out.with_suffix(".log").read_text().splitlines()[-1])
     assert line["epoch"] == 1
     assert line["samples"] > 0
+
+
+def test_nets_are_asked_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the nets said is kept beside OUT, but never taken for the answers of other nets."""
+    asked = []
+    small, large = SimpleNamespace(sha256="a"), SimpleNamespace(sha256="b")
+    monkeypatch.setattr(train_router, "read_manifest", lambda _: SimpleNamespace(small=small, large=large))
+    monkeypatch.setattr(train_router, "load_estimator", lambda *arguments: arguments[1].sha256)
+    monkeypatch.setattr(train_router, "collect", lambda *arguments: asked.append(arguments[1]) or samples(3))
+    arguments = Namespace(pair="x", data=tmp_path, out=tmp_path / "router.safetensors", limit=None, seed=0)
+    first = train_router.ask(arguments, torch.device("cpu"))
+    again = train_router.ask(arguments, torch.device("cpu"))
+    assert asked == ["a"]
+    assert (again.height == first.height).all()
+    small.sha256 = "c"
+    train_router.ask(arguments, torch.device("cpu"))
+    assert asked == ["a", "c"]
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    everybody = samples(
+        16,
+        crops=rng.integers(0, 256, (16, 3, 256, 192), dtype=np.uint8),
+        held_back=np.arange(16) >= 8,
+        target=rng.uniform(-1, 1, 16),
+        oks_large=np.full(16, 0.7),
+        height=np.arange(16.0),
+    )
+
+    def run(out: str) -> Router:
+        arguments = Namespace(
+            seed=0, epochs=2, batch=4, rate=1e-3, filter=(0.05, 0.3), out=tmp_path / f"{out}.safetensors"
+        )
+        return train_router.train(everybody, arguments, torch.device("cpu"))
+
+    whole = run("whole").state_dict()
+    real = torch.save
+
+    def interrupt(state: object, path: Path) -> None:
+        real(state, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed")
+    monkeypatch.undo()
+    resumed = run("resumed").state_dict()
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
