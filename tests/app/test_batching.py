@@ -182,6 +182,27 @@ async def test_rule_6_an_item_whose_client_is_gone_is_dropped_and_its_place_is_f
 
 
 @on_loop
+async def test_rule_6_who_gives_up_while_the_batch_runs_takes_no_answer_from_the_others():
+    running, go_on = threading.Event(), threading.Event()
+
+    def wait(items):
+        if 1 in items:
+            running.set()
+            assert go_on.wait(LONG)
+
+    worker = Worker(fail=wait)
+    await worker.hold()
+    gone, stays = worker.submit(1), worker.submit(2)
+    worker.gate.set()
+    await asyncio.to_thread(running.wait, LONG)
+    gone.cancel()
+    go_on.set()
+    assert await outcome(stays) == 20
+    assert worker.batches == [[1, 2]]
+    worker.end()
+
+
+@on_loop
 async def test_rule_7_a_failing_batch_hurts_only_the_items_that_fail_again():
     def fail(items):
         if 2 in items:
@@ -406,42 +427,65 @@ def test_the_cost_line_is_the_line_that_batches_lie_on():
     assert base == pytest.approx(0.008, rel=0.1)
 
 
+LATE = 4
+"""The request whose deadline has passed before it comes."""
+
 Event = st.tuples(
-    st.integers(0, 3), st.sampled_from(["submit", "submit", "submit", "cancel", "yield"]), st.booleans()
+    st.integers(0, LATE),
+    st.sampled_from(["submit", "submit", "submit", "cancel", "hold", "release", "yield"]),
+    st.booleans(),
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(Event, max_size=60), st.sets(st.integers(0, 59)))
-def test_every_future_is_completed_once_and_nothing_runs_for_a_client_that_is_gone(events, poisoned):
+def test_every_item_is_answered_once_and_run_only_in_time_in_turn_and_for_somebody(events, poisoned):
     @on_loop
     async def run():
         def fail(items):
             if poisoned & set(items):
                 raise RuntimeError
 
+        trouble: list[dict] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
         worker = Worker("first", "second", fail=fail)
-        tickets = [new_ticket() for _ in range(4)]
+        tickets = [new_ticket() for _ in range(LATE)] + [new_ticket(-1)]
         futures: dict[int, asyncio.Future] = {}
-        cancelled_at: dict[int, set[int]] = {}
+        cancelled: set[int] = set()
         for number, (who, what, second) in enumerate(events):
             if what == "submit":
                 futures[number] = worker.submit(number, tickets[who], queue=int(second))
             elif what == "cancel":
-                started = {item for batch in worker.batches for item in batch}
                 tickets[who].cancel()
-                cancelled_at[who] = cancelled_at.get(who, started)
-            else:
+                cancelled.add(who)
+            elif what == "yield":
                 await asyncio.sleep(0)
+            elif what == "hold":
+                worker.gate.clear()
+            else:
+                worker.gate.set()
+        worker.gate.set()
         outcomes = {number: await outcome(future) for number, future in futures.items()}
-        ran = {item for batch in worker.batches for item in batch}
+        await asyncio.sleep(0)
+        assert trouble == []
+        assert [queue.depth for queue in worker.queues] == [0, 0]
+
+        ran = list(dict.fromkeys(item for batch in worker.batches for item in batch))
+        assert {len(batch) for batch in worker.batches} <= {1, 2, 4, 8}
         for number, found in outcomes.items():
+            who = events[number][0]
             if found is ClientGone:
+                assert who in cancelled
                 assert number not in ran
-                assert events[number][0] in cancelled_at
+            elif who == LATE:
+                assert found is DeadlineExceeded
+                assert number not in ran
             else:
                 assert found == (StageFailed if number in poisoned else number * 10)
-        assert [queue.depth for queue in worker.queues] == [0, 0]
+        for who in range(LATE):
+            for second in (False, True):
+                own = [item for item in ran if events[item][0] == who and events[item][2] == second]
+                assert own == sorted(own)
         worker.end()
 
     run()
