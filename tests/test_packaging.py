@@ -140,3 +140,15 @@ def test_the_container_runs_as_nobody_special_and_hears_signals() -> None:
     # Exec form: python is process 1 and gets SIGTERM itself, so that a stop drains.
     assert re.search(r'^CMD \["python", "-m", "app"\]$', container(), re.MULTILINE)
     assert "/healthz" in container()
+
+
+@pytest.mark.parametrize("page", ["README.md", "models/weights/README.md"])
+def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
+    assert {link for link in links if not (ROOT / page).parent.joinpath(link).exists()} == set()
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
