@@ -12,7 +12,6 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger("dynpose.batching")
@@ -179,7 +178,7 @@ class Stage:
 
     run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes that were warmed;
     a batch is the largest of them that is there. max_passed_over_s: once an item has waited longer, the queue of the
-    oldest goes first, whichever it is. device: held while a batch runs, for stages that must not run side by side.
+    oldest goes first, whichever it is.
     """
 
     def __init__(
@@ -191,7 +190,6 @@ class Stage:
         buckets: Sequence[int],
         observer: Observer,
         max_passed_over_s: float = 0.2,
-        device: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.name = name
         self.queues = tuple(queues)
@@ -201,7 +199,6 @@ class Stage:
         self._buckets = sorted(buckets)
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
-        self._device = device if device is not None else nullcontext()
         self._held: list[_Entry] = []
         self._draining = False
         self._wake = threading.Condition()
@@ -240,9 +237,7 @@ class Stage:
         error: BaseException = StageDied(self.name)
         try:
             while self._wait_for_work():
-                # The batch is put together when the device is free, so that it holds all that came meanwhile.
-                with self._device:
-                    self._run_batch(self._take_batch())
+                self._run_batch(self._take_batch())
         except BaseException as cause:
             log.exception("stage %s died", self.name)
             error.__cause__ = cause

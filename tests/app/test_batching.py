@@ -394,27 +394,6 @@ async def test_a_stage_that_is_given_up_on_answers_while_it_is_stuck():
     worker.end()
 
 
-@on_loop
-async def test_stages_that_share_a_device_never_run_side_by_side():
-    device, running, most = threading.Lock(), [0], [0]
-
-    def run(items):
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        time.sleep(0.001)
-        running[0] -= 1
-        return items
-
-    queues: list[BatchQueue] = [BatchQueue("a"), BatchQueue("b")]
-    stages = [Stage(q.name, run, [q], buckets=(1,), observer=Observed(), device=device) for q in queues]
-    for stage in stages:
-        stage.start()
-    await asyncio.gather(*(queue.submit(item, new_ticket()) for item in range(10) for queue in queues))
-    assert most == [1]
-    for stage in stages:
-        stage.drain()
-
-
 def test_the_cost_line_is_the_line_that_batches_lie_on():
     cost = CostLine()
     assert cost.terms == (0.0, 0.0)
