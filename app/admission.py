@@ -30,10 +30,11 @@ class Admission:
     @contextmanager
     def admit(self, pictures: int, size: int) -> Iterator[None]:
         """Hold room for `pictures` and `size` bytes in all. Raises Overloaded, and TooLarge where even an idle
-        service would have no room."""
+        service would have no room. For a body, whose pictures are not known yet, `pictures` is 0; it is refused where
+        there is no room for one."""
         if pictures > self._max_pictures or size > self._max_bytes:
             raise TooLarge
-        if self.pictures + pictures > self._max_pictures or self.bytes + size > self._max_bytes:
+        if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
             raise Overloaded(self.retry_after_s())
         if self.pictures == 0:  # the time without work says nothing of how fast work is done
             self._finished.clear()

@@ -57,3 +57,11 @@ def test_a_refusal_never_asks_for_more_than_a_minute(monkeypatch):
             with admission.admit(1, 1):
                 now[0] += 1000
         assert admission.retry_after_s() == 60
+
+
+def test_a_body_is_refused_where_there_is_no_room_for_a_picture():
+    admission = Admission(max_pictures=2, max_bytes=1000)
+    with admission.admit(0, 10), admission.admit(2, 10), pytest.raises(Overloaded), admission.admit(0, 10):
+        pass
+    with admission.admit(0, 10):
+        pass
