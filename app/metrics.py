@@ -12,7 +12,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -124,9 +123,7 @@ class Metrics:
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """(body, content type): OpenMetrics when `accept` asks for it, else Prometheus text."""
         encode, content_type = choose_encoder(accept or "")
-        if "openmetrics" in content_type:
-            return encode(self.registry), content_type
-        return generate_latest(self.registry), content_type
+        return encode(self.registry), content_type
 
 
 class _Live:

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,7 +31,7 @@ from models.estimator import PoseEstimator
 from models.geometry import normalize
 from models.router import Router, RouterConfig, router_crops
 from models.runtime import resolve_device, resolve_dtype
-from models.zoo import load_estimator, read_manifest
+from models.zoo import load_estimator, read_manifest, save_weights
 
 OKS_FILTER = (0.05, 0.3)
 WRONG_BOX_WEIGHT = 0.3
@@ -283,11 +282,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     device = resolve_device(arguments.device)
     router = train(ask(arguments, device), arguments, device)
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-        for key, value in router.state_dict().items()
-    }
-    save_file(weights, arguments.out)
+    save_weights(router, arguments.out)
     arguments.out.with_suffix(".checkpoint").unlink(missing_ok=True)
 
 

@@ -21,13 +21,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from models.defaults import DETECTOR_SIZE
 from models.detector import FILL, BoxDecoder, YoloDetector, build_network
 from models.runtime import compile_network, resolve_device
+from models.zoo import save_weights
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 from ultralytics.utils.loss import v8DetectionLoss  # isort: skip
@@ -159,8 +160,8 @@ def average_precision(network: Any, images: list[LabelledImage], pictures: Pictu
                 "category_id": 1,
                 "bbox": list(p.bbox),
                 "iscrowd": int(p.crowd),
+                "area": p.bbox[2] * p.bbox[3],
             }
-            | {"area": p.bbox[2] * p.bbox[3]}
             for image in images
             for p in image.people
         ],
@@ -178,17 +179,6 @@ def average_precision(network: Any, images: list[LabelledImage], pictures: Pictu
     evaluation.summarize()
     ap, ap50, ar = (float(evaluation.stats[index]) for index in (0, 1, 8))
     return {"ap": round(ap, 4), "ap50": round(ap50, 4), "ar": round(ar, 4)}
-
-
-def save(network: Any, path: Path) -> None:
-    """fp16 safetensors, written whole or not at all."""
-    weights = {
-        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-        for key, value in network.state_dict().items()
-    }
-    temporary = path.with_suffix(".new")
-    save_file(weights, temporary)
-    temporary.replace(path)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -262,7 +252,7 @@ def train(arguments: argparse.Namespace) -> None:
                 checkpoint,
             )
     report(arguments.out, step, 0.0, average_precision(average, held_back, pictures))
-    save(average, arguments.out)
+    save_weights(average, arguments.out)
     checkpoint.unlink(missing_ok=True)
 
 

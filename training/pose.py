@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calibration.data import has_split
 from models.codec import encode
 from models.geometry import normalize
 from models.tinypose import TinyPose
+from models.zoo import save_weights
 from training.initial import load_onnx
 from training.people import Sample, augmented, load_people
 from training.progress import evaluate
@@ -162,10 +162,7 @@ class Trainer:
 
     def export(self, path: Path) -> None:
         """The moving average, as fp16 safetensors."""
-        weights = {key: value.half().contiguous().cpu() for key, value in self.average.state_dict().items()}
-        temporary = path.with_suffix(".tmp")
-        save_file(weights, temporary)
-        os.replace(temporary, path)
+        save_weights(self.average, path)
 
 
 def epoch(samples: list[Sample], random: np.random.Generator) -> list[int]:

@@ -10,6 +10,7 @@ from models.zoo.pairs import (
     load_router,
     pair_folder,
     read_manifest,
+    save_weights,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "load_router",
     "pair_folder",
     "read_manifest",
+    "save_weights",
 ]

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from models.codec import Method
@@ -127,6 +127,17 @@ def read_weights(pair: str, entry: _File) -> dict[str, Tensor]:
     return load(content)
 
 
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write what `read_weights` reads: fp16 safetensors (counters stay integers), whole or not at all."""
+    weights = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in network.state_dict().items()
+    }
+    temporary = path.with_suffix(".new")
+    save_file(weights, temporary)
+    temporary.replace(path)
+
+
 def load_estimator(
     pair: str, entry: EstimatorEntry, device: torch.device, dtype: torch.dtype
 ) -> PoseEstimator:
@@ -152,8 +163,7 @@ def load_detector(pair: str, entry: DetectorEntry, device: torch.device, dtype: 
 
 
 def load_router(pair: str, entry: RouterEntry, device: torch.device) -> DifficultyScorer:
-    """The router of a pair, always in float32: the band of its scores is a few hundredths wide, and half precision
-    would change routes. Raises PairError."""
+    """The router of a pair, always in float32: small errors of its scores would change routes. Raises PairError."""
     router = Router(entry.config)
     with _fitting(entry):
         router.load_state_dict(read_weights(pair, entry), strict=True)

@@ -37,12 +37,14 @@ def picture_of(difficulties: list[float], format: str = "PNG", **options: Any) -
 
 
 class FakePair:
-    """What `models.zoo.load_pair` would return. A function put into `faults` under a stage's name runs first."""
+    """What `models.zoo.load_pair` would return. A function put into `faults` under a stage's name runs first; the
+    keypoints of a person whose box begins at `nan_at` are not finite."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
         self.device = torch.device("cpu")
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
+        self.nan_at = -1.0
         self.small, self.large = self._estimator("small", 1.0), self._estimator("large", 2.0)
 
     def _enter(self, stage: str, pictures: list[Tensor]) -> None:
@@ -74,6 +76,7 @@ class FakePair:
             self._enter(name, pictures)
             keypoints = torch.full((len(boxes), 17, 3), 0.8)
             keypoints[:, :, :2] = boxes[:, None, :2] + offset + (0.5 if flip_test else 0.0)
+            keypoints[boxes[:, 0] == self.nan_at] = float("nan")
             return keypoints
 
         return run
