@@ -77,7 +77,7 @@ lock: ## Write requirements/ anew from pyproject.toml; LOCK_FLAGS=--upgrade for 
 	$(DROP_WARNING) requirements/dev.txt
 
 train-detector: install-dev ## Train the person detector on DATA.
-	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8n.safetensors $(ARGS)
+	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8s.safetensors $(ARGS)
 
 train-pose: install-dev ## Train the small and the large pose net on DATA.
 	$(RUN) -m training.pose $(DATA) --initial $(INITIAL) $(ARGS)

@@ -60,6 +60,7 @@ class DetectItem(NamedTuple):
 class PersonItem(NamedTuple):
     picture: Tensor
     bbox: Bbox
+    bbox_score: float
     flip_test: bool
 
 
@@ -131,7 +132,7 @@ class Pipeline:
     async def _person(
         self, picture: Picture, bbox: Bbox, bbox_score: float, request: PoseRequest
     ) -> Person | None:
-        item = PersonItem(picture.pixels, bbox, request.options.flip_test)
+        item = PersonItem(picture.pixels, bbox, bbox_score, request.options.flip_test)
         choice = request.options.estimator
         route: Route | None = None
         difficulty: float | None = None
@@ -191,10 +192,11 @@ def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[float]]:
 
     def run(items: list[PersonItem]) -> list[float]:
         boxes = torch.tensor([item.bbox for item in items])
-        scores: list[float] = pair.router([item.picture for item in items], boxes).tolist()
-        if not all(map(math.isfinite, scores)):
+        bbox_scores = torch.tensor([item.bbox_score for item in items])
+        difficulty: list[float] = pair.router([item.picture for item in items], boxes, bbox_scores).tolist()
+        if not all(map(math.isfinite, difficulty)):
             raise FloatingPointError("the router's score is not finite")
-        return scores
+        return difficulty
 
     return run
 

@@ -159,7 +159,7 @@ def warm(pair: Pair) -> None:
     picture = torch.zeros(480, 640, 3, dtype=torch.uint8, device=pair.device)
     for size in PICTURE_BUCKETS:
         detect_stage(pair)([DetectItem(picture, 0.5)] * size)
-    person = PersonItem(picture, (100.0, 100.0, 150.0, 300.0), flip_test=False)
+    person = PersonItem(picture, (100.0, 100.0, 150.0, 300.0), 1.0, flip_test=False)
     for run in (score_stage(pair), estimate_stage(pair.small), estimate_stage(pair.large)):
         for size in PERSON_BUCKETS:
             run([person] * size)

@@ -91,12 +91,14 @@ def run(pair: Pair, posts: list[Post], batch: int, p: float) -> str:
             pictures = [decode(post.body).to(pair.device) for post in chunk]
         with clock("detect"):
             found = pair.detector(pictures, [MIN_SCORE] * len(pictures))
-        boxes = [(picture, box[:4]) for picture, rows in zip(pictures, found, strict=True) for box in rows]
+        boxes = [(picture, box) for picture, rows in zip(pictures, found, strict=True) for box in rows]
         people += len(boxes)
         routed: dict[str, list[tuple[Tensor, Tensor]]] = {"small": [], "large": []}
         for group in batches(boxes, batch):
             with clock("score"):
-                difficulties = pair.router(*stacked(group)).tolist()
+                difficulties = pair.router(
+                    *stacked(group), torch.stack([box[4] for _, box in group])
+                ).tolist()
             for person, difficulty in zip(group, difficulties, strict=True):
                 route = policy.snapshot.route(difficulty)
                 policy.observe(difficulty, route, own_p=True)
@@ -115,7 +117,7 @@ def run(pair: Pair, posts: list[Post], batch: int, p: float) -> str:
 
 def stacked(people: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
     """Pictures and (N, 4) boxes, as the stages take them."""
-    return [picture for picture, _ in people], torch.stack([box for _, box in people])
+    return [picture for picture, _ in people], torch.stack([box[:4] for _, box in people])
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -6,17 +6,32 @@ bootstrap needs hundreds of them.
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from calibration.data import LabelledImage, LabelledPerson
+from calibration.okd import oks
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MIN_KEYPOINT_SCORE = 0.2
 BOOTSTRAPS = 500
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One estimated person: the score of its box, 0 to 1, and keypoints (17, 3) x, y, score in picture pixels."""
+
+    bbox_score: float
+    keypoints: np.ndarray
+
+    @property
+    def score(self) -> float:
+        """By which poses are ranked: the score of the box times the mean score of the joints above 0.2."""
+        confident = self.keypoints[:, 2][self.keypoints[:, 2] > MIN_KEYPOINT_SCORE]
+        return self.bbox_score * float(confident.mean()) if len(confident) else 0.0
 
 
 @dataclass(frozen=True)
@@ -40,21 +55,21 @@ class Accuracy:
     ar: float
 
 
-def match(images: Sequence[LabelledImage], keypoints: dict[int, np.ndarray]) -> list[Matches]:
-    """Match predictions with the labels of their picture, as pycocotools does for keypoints.
+def match(images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]]) -> list[Matches]:
+    """Match poses with the labels of their picture, as pycocotools does for keypoints (the 20 best of a picture).
 
-    keypoints: (17, 3) x, y, score by the id of the person whose box was given. Returns one entry per image.
+    poses: by image id. Returns one entry per image.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     people = [(image.id, person) for image in images for person in image.people]
-    scored = [(image_id, person.id) for image_id, person in people if person.id in keypoints]
+    found = [(image.id, pose) for image in images for pose in poses.get(image.id, ())]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
-        truth, found = COCO(), COCO()
+        truth, detected = COCO(), COCO()
         for coco, annotations in (
             (truth, [_annotation(image_id, person) for image_id, person in people]),
-            (found, [_detection(image_id, key, keypoints[key]) for image_id, key in scored]),
+            (detected, [_detection(key, image_id, pose) for key, (image_id, pose) in enumerate(found, 1)]),
         ):
             coco.dataset = {
                 "images": [{"id": image.id} for image in images],
@@ -62,11 +77,29 @@ def match(images: Sequence[LabelledImage], keypoints: dict[int, np.ndarray]) -> 
                 "annotations": annotations,
             }
             coco.createIndex()
-        evaluation = COCOeval(truth, found, "keypoints")
+        evaluation = COCOeval(truth, detected, "keypoints")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
     by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
     return [_matches(by_image.get(image.id)) for image in images]
+
+
+def without_doubles(poses: Sequence[Pose], areas: Sequence[float], limit: float = 0.9) -> list[int]:
+    """OKS-NMS: indices of the poses of one picture that no better pose resembles by an OKS above `limit`.
+
+    areas: of the padded boxes, square pixels. MMPose's protocol, with which the paper's AP is measured.
+    """
+    kept: list[int] = []
+    points = np.array([pose.keypoints[:, :2] for pose in poses], dtype=np.float64).reshape(-1, 17, 2)
+    for index in sorted(range(len(poses)), key=lambda i: -poses[i].score):
+        # The suppressed pose's own area counts as well: MMPose takes the mean of both.
+        mean = (np.array([areas[k] for k in kept]) + areas[index]) / 2
+        alike = oks(
+            np.repeat(points[index][None], len(kept), 0), points[kept], np.ones((len(kept), 17)), mean
+        )
+        if not (alike > limit).any():
+            kept.append(index)
+    return kept
 
 
 def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
@@ -82,17 +115,16 @@ def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
     }
 
 
-def _detection(image_id: int, key: int, keypoints: np.ndarray) -> dict[str, object]:
-    confident = keypoints[:, 2][keypoints[:, 2] > MIN_KEYPOINT_SCORE]
-    low, high = keypoints[:, :2].min(axis=0), keypoints[:, :2].max(axis=0)
+def _detection(key: int, image_id: int, pose: Pose) -> dict[str, object]:
+    low, high = pose.keypoints[:, :2].min(axis=0), pose.keypoints[:, :2].max(axis=0)
     return {
         "id": key,
         "image_id": image_id,
         "category_id": 1,
         "bbox": [*low.tolist(), *(high - low).tolist()],
         "area": float(np.prod(high - low)),
-        "keypoints": keypoints.flatten().tolist(),
-        "score": float(confident.mean()) if len(confident) else 0.0,
+        "keypoints": pose.keypoints.flatten().tolist(),
+        "score": pose.score,
     }
 
 

@@ -32,9 +32,9 @@ def score_people(pair: Pair, data: Path, min_score: float, limit: int | None) ->
     scores: list[float] = []
     for image in images:
         picture = pictures(image)
-        boxes = pair.detector([picture], [min_score])[0][:, :4]
-        if len(boxes):
-            scores += pair.router([picture] * len(boxes), boxes).tolist()
+        found = pair.detector([picture], [min_score])[0]
+        if len(found):
+            scores += pair.router([picture] * len(found), found[:, :4], found[:, 4]).tolist()
     return scores, len(images)
 
 

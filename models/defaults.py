@@ -9,12 +9,12 @@ ASPECT = 0.75
 """Width over height of a crop."""
 
 ROUTER_SIZE = (192, 256)
-DETECTOR_SIZE = 640
+DETECTOR_SIZE = 512
 
 MIN_SCORE = 0.3
 """Detections below this score are dropped."""
 
-NMS_IOU = 0.7
+NMS_IOU = 0.6
 MAX_PEOPLE = 100
 """People of one picture that are kept, the highest scores first."""
 
@@ -25,4 +25,4 @@ THETA = 0.1
 """Eq. 7: where in the range of scores k1 lies."""
 
 MODE: Literal["fixed", "tracking"] = "tracking"
-POLICY: Literal["band", "top"] = "band"
+POLICY: Literal["band", "top"] = "top"

@@ -1,7 +1,9 @@
-"""The router of DynPose (section 3.2): one person crop -> difficulty s in (0, 1).
+"""Routers: one person -> difficulty s in (0, 1).
 
-Layer by layer it is the released network, which differs from the paper's text in places (8 convolutions for 4, a 5x5
-first, average for max pooling). 853,219 parameters, 0.122 G multiply-accumulates.
+`Router` is DynPose's (section 3.2), layer by layer the released network, which differs from the paper's text in places
+(8 convolutions for 4, a 5x5 first, average for max pooling). 853,219 parameters, 0.122 G multiply-accumulates.
+
+`PoseRouter` sees what a small pose net makes of the crop, and the box: 0.076 G multiply-accumulates.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from torch.nn import functional
 from models.defaults import ROUTER_SIZE
 from models.geometry import center_scale, crop_matrix, cut_crops, normalize
 from models.runtime import Network
+from models.tinypose import CHANNELS, TinyPose
 
 FLAT = 128 * 4 * 3  # features of a 256 x 192 crop behind the last convolution
 
@@ -113,14 +116,14 @@ class Router(nn.Module):
 
 
 class DifficultyScorer:
-    """People in pictures -> difficulty, through the router's own crop (256 x 192, padding 1.25)."""
+    """People in pictures -> difficulty, through the paper's crop (256 x 192, padding 1.25)."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
 
-    def __call__(self, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """pictures: N tensors (H, W, 3) uint8 RGB. boxes: (N, 4) x, y, w, h in picture pixels.
-        Returns (N,) float32 on the CPU."""
+    def __call__(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """pictures: N tensors (H, W, 3) uint8 RGB. boxes: (N, 4) x, y, w, h in picture pixels. scores: (N,) of the
+        boxes; the paper's router does not look at them. Returns (N,) float32 on the CPU."""
         return self.network(normalize(router_crops(pictures, boxes))).cpu()
 
 
@@ -128,3 +131,105 @@ def router_crops(pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """(N, 3, 256, 192) uint8: what the router sees."""
     center, scale = center_scale(boxes)
     return cut_crops(pictures, crop_matrix(center, scale, ROUTER_SIZE), ROUTER_SIZE)
+
+
+POSE_SIZE = (96, 128)
+BOX_FEATURES = 9
+POSE_FEATURES = sum(CHANNELS) + 2 * CHANNELS[0] + 2 * 17
+
+
+class PoseFeatures(nn.Module):
+    """What a pose net makes of normalised crops (N, 3, 128, 96), pooled: (N, POSE_FEATURES) float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = TinyPose()
+
+    def forward(self, crops: Tensor) -> Tensor:
+        branches = self.network.trunk(crops)
+        joints = self.network.head.features(branches)
+        heatmaps = self.network.head.final(joints).float().flatten(2)
+        shares = heatmaps.clamp(min=0) + 1e-6
+        shares = shares / shares.sum(2, keepdim=True)
+        entropy = -(shares * shares.log()).sum(2)
+        pooled = [x.float().mean((2, 3)) for x in (*branches, joints)]
+        return torch.cat([*pooled, joints.float().amax((2, 3)), heatmaps.amax(2), entropy], dim=1)
+
+
+class GainHead(nn.Module):
+    """Features (N, POSE_FEATURES + BOX_FEATURES) -> difficulty (N,)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        count = POSE_FEATURES + BOX_FEATURES
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("deviation", torch.ones(count))
+        self.hidden = nn.Linear(count, hidden)
+        self.output = nn.Linear(hidden, 1)
+        self.drop_input, self.drop_hidden = nn.Dropout(0.1), nn.Dropout(0.3)
+
+    def logits(self, features: Tensor) -> Tensor:
+        x = ((features - self.mean) / self.deviation).clamp(-5, 5)
+        x = self.drop_hidden(self.hidden(self.drop_input(x)).relu())
+        return self.output(x).squeeze(1)  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(features))
+
+
+class PoseRouter(nn.Module):
+    """Expects the large net's gain from what the small one makes of the crop.
+
+    `pose` is a copy of the small net of the pair; `head` learns. The score of a person grows with the OKS that the
+    large net is expected to add, and is low for what is probably nobody.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pose = PoseFeatures()
+        self.head = GainHead()
+
+
+class PoseScorer:
+    """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32."""
+
+    def __init__(self, network: Network, head: nn.Module) -> None:
+        self.network = network
+        self.head = head.eval().requires_grad_(False)
+
+    def features(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
+        """(N, POSE_FEATURES + BOX_FEATURES) float32 on the CPU."""
+        center, scale = center_scale(boxes)
+        crops = cut_crops(pictures, crop_matrix(center, scale, POSE_SIZE), POSE_SIZE)
+        pose = self.network(normalize(crops)).cpu()
+        return torch.cat([pose, box_features(pictures, boxes, scores)], dim=1)
+
+    def __call__(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
+        """As DifficultyScorer; scores: (N,) of the boxes, 1 for a box that is known to be right."""
+        with torch.inference_mode():
+            return self.head(self.features(pictures, boxes, scores))  # type: ignore[no-any-return]
+
+
+def box_features(pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
+    """(N, 9): a crop hides how many pixels the person had, and what the picture's border cuts off."""
+    width = torch.tensor([picture.shape[1] for picture in pictures], dtype=torch.float32)
+    height = torch.tensor([picture.shape[0] for picture in pictures], dtype=torch.float32)
+    x, y, w, h = boxes.float().unbind(1)
+    side = center_scale(boxes.float())[1][:, 1].clamp(min=1)
+    return torch.stack(
+        [
+            (side / 200).log(),
+            (w.clamp(min=1) / h.clamp(min=1)).log(),
+            side / torch.maximum(width, height),
+            (x < 3).float(),
+            (y < 3).float(),
+            (x + w > width - 3).float(),
+            (y + h > height - 3).float(),
+            scores.float(),
+            (scores.float() + 0.01).log(),
+        ],
+        dim=1,
+    )

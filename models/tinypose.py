@@ -143,12 +143,16 @@ class Head(nn.Module):
         self.project = nn.ModuleList(separable(a, b) for a, b in pairwise(widths))
         self.final = pointwise(CHANNELS[0], keypoints)
 
-    def forward(self, branches: list[Tensor]) -> Tensor:
+    def features(self, branches: list[Tensor]) -> Tensor:
+        """(N, 40, h/4, w/4): what the heatmaps are a linear function of."""
         *finer, x = branches
         for project in self.project[:-1]:
             x = functional.interpolate(project(x).relu(), scale_factor=2, mode="bilinear", align_corners=True)
             x = x + finer.pop()
-        return self.final(self.project[-1](x).relu())  # type: ignore[no-any-return]
+        return self.project[-1](x).relu()  # type: ignore[no-any-return]
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        return self.final(self.features(branches))  # type: ignore[no-any-return]
 
 
 class TinyPose(nn.Module):
@@ -171,7 +175,8 @@ class TinyPose(nn.Module):
         )
         self.head = Head(keypoints)
 
-    def forward(self, crops: Tensor) -> Tensor:
+    def trunk(self, crops: Tensor) -> list[Tensor]:
+        """The four branches, finest first."""
         stem = self.stem(crops)
         branches = [self.transitions[0](stem).relu()]
         deepest = stem
@@ -180,7 +185,10 @@ class TinyPose(nn.Module):
             for module in stage:  # type: ignore[attr-defined]
                 branches = module(branches)
             deepest = branches[-1]
-        return self.head(branches)  # type: ignore[no-any-return]
+        return branches
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.head(self.trunk(crops))  # type: ignore[no-any-return]
 
 
 class MirroredTinyPose(TinyPose):
@@ -192,3 +200,34 @@ class MirroredTinyPose(TinyPose):
     def forward(self, crops: Tensor) -> Tensor:
         plain, mirrored = super().forward(torch.cat((crops, crops.flip(3)))).chunk(2)
         return (plain + flip_heatmaps(mirrored, shift=True)) / 2
+
+
+class TwoScaleTinyPose(nn.Module):
+    """Two TinyPose nets, one at the size of the crop and one at two thirds of it: the mean of their heatmaps.
+
+    Normalised crops (N, 3, h, w), h and w multiples of 96 -> heatmaps (N, keypoints, h/4, w/4). The nets err on
+    different people, so the mean is better than either.
+    """
+
+    def __init__(self, keypoints: int = 17) -> None:
+        super().__init__()
+        self.fine = TinyPose(keypoints)
+        self.coarse = TinyPose(keypoints)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        height, width = crops.shape[2] * 2 // 3, crops.shape[3] * 2 // 3
+        reduced = functional.interpolate(crops.float(), (height, width), mode="bilinear", antialias=True)
+        reduced = reduced.to(crops.dtype, memory_format=torch.channels_last)
+        both: Tensor = self.fine(crops).float() + enlarge(self.coarse(reduced).float())
+        return both / 2
+
+
+def enlarge(heatmaps: Tensor) -> Tensor:
+    """(N, K, h, w) -> (N, K, 3h/2, 3w/2), cell 0 staying where it is: a keypoint at cell x comes to lie at 1.5 x."""
+    height, width = heatmaps.shape[2] * 3 // 2, heatmaps.shape[3] * 3 // 2
+    padded = functional.pad(heatmaps, (0, 1, 0, 1), mode="replicate")
+    larger: Tensor = functional.interpolate(
+        padded, (height + 1, width + 1), mode="bicubic", align_corners=True
+    )
+    inside: Tensor = larger[:, :, :height, :width]
+    return inside

@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 
 from models.defaults import DETECTOR_SIZE
-from models.router import RouterConfig
 
 NETWORKS: dict[str, dict[str, object]] = {
-    "detector": {"architecture": "yolov8n", "input_size": DETECTOR_SIZE},
-    "router": {"config": RouterConfig().model_dump()},
+    "detector": {"architecture": "yolov8s", "input_size": DETECTOR_SIZE},
+    "router": {"architecture": "pose"},
     "small": {"architecture": "tinypose", "input_size": [96, 128], "codec": "dark"},
-    "large": {"architecture": "tinypose-mirrored", "input_size": [192, 256], "codec": "dark"},
+    "large": {"architecture": "tinypose-two-scale", "input_size": [288, 384], "codec": "dark"},
 }
 
 

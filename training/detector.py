@@ -1,6 +1,6 @@
 """Makes the bundled person detector: the person row of a COCO YOLO, gently fine-tuned on pictures with people.
 
-    python -m training.detector DATA --initial yolov8n.safetensors --out models/weights/detector.safetensors
+    python -m training.detector DATA --initial yolov8s.safetensors --out models/weights/detector.safetensors
 
 DATA is a folder with `train.json` (COCO format) and its pictures. Pictures whose people are not all annotated are left
 out, crowd areas are greyed out, and a fixed tenth is held back and measured before and after. Only the class branch of
@@ -24,7 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from calibration.accuracy import accuracy
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
+from calibration.detection import find, match_boxes
 from models.defaults import DETECTOR_SIZE
 from models.detector import FILL, BoxDecoder, YoloDetector, build_network
 from models.runtime import compile_network, resolve_device
@@ -33,7 +35,7 @@ from models.zoo import save_weights
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 from ultralytics.utils.loss import v8DetectionLoss  # isort: skip
 
-ARCHITECTURE = "yolov8n"
+ARCHITECTURE = "yolov8s"
 GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # ultralytics' defaults
 
 
@@ -142,43 +144,12 @@ def batches(
 
 def average_precision(network: Any, images: list[LabelledImage], pictures: Pictures) -> dict[str, float]:
     """Person AP, AP50 and AR (COCO protocol, crowds ignored) of `network` through the service's detector stage."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     copy = build_network(ARCHITECTURE)
     copy.load_state_dict(network.state_dict())
     device = next(network.parameters()).device
     detector = YoloDetector(compile_network(BoxDecoder(copy.eval()), device, torch.float32))
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": image.id} for image in images],
-        "categories": [{"id": 1}],
-        "annotations": [
-            {
-                "id": p.id,
-                "image_id": image.id,
-                "category_id": 1,
-                "bbox": list(p.bbox),
-                "iscrowd": int(p.crowd),
-                "area": p.bbox[2] * p.bbox[3],
-            }
-            for image in images
-            for p in image.people
-        ],
-    }
-    truth.createIndex()
-    found = []
-    for image in images:
-        for *box, score in detector([pictures(image)], [0.01])[0].tolist():
-            found.append({"image_id": image.id, "category_id": 1, "bbox": box, "score": score})
-    if not found:  # pycocotools cannot load an empty list
-        return {"ap": 0.0, "ap50": 0.0, "ar": 0.0}
-    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    ap, ap50, ar = (float(evaluation.stats[index]) for index in (0, 1, 8))
-    return {"ap": round(ap, 4), "ap50": round(ap50, 4), "ar": round(ar, 4)}
+    result = accuracy(match_boxes(images, find(detector, pictures, images)))
+    return {"ap": round(result.ap, 4), "ap50": round(result.ap50, 4), "ar": round(result.ar, 4)}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -266,7 +237,7 @@ def report(out: Path, step: int, loss: float, values: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fine-tune the person detector.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
-    parser.add_argument("--initial", type=Path, required=True, help="yolov8n.safetensors, trained on COCO")
+    parser.add_argument("--initial", type=Path, required=True, help="yolov8s.safetensors, trained on COCO")
     parser.add_argument("--out", type=Path, default=Path("runs/detector.safetensors"))
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=8)

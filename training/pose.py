@@ -1,12 +1,13 @@
 """Trains the pose nets.
 
-    python -m training.pose DATA --initial FOLDER [--more FOLDER] [--role small large] [--out runs/pose]
+    python -m training.pose DATA --initial FOLDER [--more FOLDER] [--role small coarse fine] [--out runs/pose]
 
 DATA has `train.json`; `--initial` the published PP-TinyPose ONNX files that the nets start from and learn
-missing labels from; `--more` a `more.json` labelled by a network. Writes ROLE.safetensors (fp16, the moving
-average of the weights), ROLE.jsonl (the curve: a line per evaluation on the held-back tenth of the training
-pictures) and ROLE.checkpoint, from which the same command goes on where it was stopped. Runs on CUDA where
-there is one.
+missing labels from; `--more` a `more.json` labelled by a network. The large net is two nets:
+`coarse` at 256x192, and `fine` at 384x288, which starts from it. Writes ROLE.safetensors (fp16, the moving average
+of the weights), ROLE.jsonl (the curve: a line per evaluation on the held-back tenth of the training
+pictures) and ROLE.checkpoint, from which the same command goes on where it was stopped; then
+large.safetensors, `coarse` and `fine` in one. Runs on CUDA where there is one.
 """
 
 import argparse
@@ -20,12 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calibration.data import has_split
 from models.codec import encode
 from models.geometry import normalize
-from models.tinypose import TinyPose
+from models.tinypose import TinyPose, TwoScaleTinyPose
 from models.zoo import save_weights
 from training.initial import load_onnx
 from training.people import Sample, augmented, load_people
@@ -44,16 +46,16 @@ class Recipe:
     rate: float
     """Peak learning rate."""
     batch: int
-    minutes: float
-    """Of training, over all resumed runs; the learning rate falls to zero over them."""
+    views: int
+    """Augmented people to learn from, over all resumed runs; the learning rate falls to zero over them."""
     initial: str
+    """A file of the `--initial` folder, or the role whose result it goes on from."""
 
 
 RECIPES = {
-    "small": Recipe((96, 128), sigma=1.1, rate=1e-4, batch=32, minutes=12, initial="pp-tinypose_128x96.onnx"),
-    "large": Recipe(
-        (192, 256), sigma=2.2, rate=5e-5, batch=32, minutes=35, initial="pp-tinypose_256x192.onnx"
-    ),
+    "small": Recipe((96, 128), 1.1, rate=1e-4, batch=32, views=44_000, initial="pp-tinypose_128x96.onnx"),
+    "coarse": Recipe((192, 256), 2.2, rate=5e-5, batch=32, views=35_000, initial="pp-tinypose_256x192.onnx"),
+    "fine": Recipe((288, 384), 3.0, rate=3e-4, batch=32, views=80_000, initial="coarse"),
 }
 TEACHER = "pp-tinypose_256x192.onnx"
 WARM_UP_STEPS = 50
@@ -99,7 +101,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return min(1.0, self.elapsed / (60 * self.recipe.minutes))
+        return min(1.0, self.step * self.recipe.batch / self.recipe.views)
 
     def train_step(self, samples: list[Sample]) -> None:
         began = time.monotonic()
@@ -172,23 +174,21 @@ def epoch(samples: list[Sample], random: np.random.Generator) -> list[int]:
     return indices
 
 
-def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out: Path, every: float) -> None:
-    """Run to the end of the recipe; evaluate and save every `every` minutes, as `out` with three suffixes."""
+def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out: Path, every: int) -> None:
+    """Run to the end of the recipe; evaluate and save every `every` steps, as `out` with three suffixes."""
     weights, checkpoint, log = (
         out.with_suffix(suffix) for suffix in (".safetensors", ".checkpoint", ".jsonl")
     )
     if checkpoint.exists():
         trainer.load(checkpoint)
-    reported = -math.inf
     while True:
         done = trainer.progress >= 1
-        if done or trainer.elapsed - reported >= 60 * every:
-            reported = trainer.elapsed
+        if done or trainer.step % every == 0:
             trainer.export(weights)
             trainer.save(checkpoint)
             row = {
                 "minutes": round(trainer.elapsed / 60, 1),
-                "people": trainer.step * trainer.recipe.batch,
+                "views": trainer.step * trainer.recipe.batch,
                 "loss": round(trainer.loss, 3),
                 **evaluate(trainer.average, trainer.recipe.size, held_back),
             }
@@ -200,6 +200,21 @@ def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out:
         trainer.train_step(samples)
 
 
+def read_result(path: Path) -> TinyPose:
+    """The network that another role has left. Raises FileNotFoundError before that role has run."""
+    network = TinyPose()
+    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return network
+
+
+def join(out: Path) -> TwoScaleTinyPose:
+    """The large net of the results `coarse` and `fine`."""
+    network = TwoScaleTinyPose()
+    for role in ("coarse", "fine"):
+        getattr(network, role).load_state_dict(read_result(out / f"{role}.safetensors").state_dict())
+    return network
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,8 +224,8 @@ def main() -> None:
     parser.add_argument("--more", type=Path)
     parser.add_argument("--role", choices=RECIPES, nargs="+", default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=Path("runs/pose"))
-    parser.add_argument("--minutes", type=float, help="instead of the recipe's")
-    parser.add_argument("--every", type=float, default=4, help="minutes between evaluations and checkpoints")
+    parser.add_argument("--views", type=int, help="instead of the recipe's")
+    parser.add_argument("--every", type=int, default=200, help="steps between evaluations and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -226,13 +241,20 @@ def main() -> None:
     samples, held_back = load_people(options.data, options.more, teacher)
     for role in options.role:
         recipe = RECIPES[role]
-        if options.minutes is not None:
-            recipe = replace(recipe, minutes=options.minutes)
+        if options.views is not None:
+            recipe = replace(recipe, views=options.views)
         print(
             f"{role}: {len(samples)} people to learn from, {len(held_back)} held back; {recipe}", flush=True
         )
-        trainer = Trainer(recipe, load_onnx(options.initial / recipe.initial), device, options.seed)
+        network = (
+            read_result(options.out / f"{recipe.initial}.safetensors")
+            if recipe.initial in RECIPES
+            else load_onnx(options.initial / recipe.initial)
+        )
+        trainer = Trainer(recipe, network, device, options.seed)
         train(trainer, samples, held_back, options.out / role, options.every)
+    if all((options.out / f"{role}.safetensors").exists() for role in ("coarse", "fine")):
+        save_weights(join(options.out), options.out / "large.safetensors")
 
 
 if __name__ == "__main__":

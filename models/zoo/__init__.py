@@ -10,6 +10,7 @@ from models.zoo.pairs import (
     load_router,
     pair_folder,
     read_manifest,
+    read_weights,
     save_weights,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "load_router",
     "pair_folder",
     "read_manifest",
+    "read_weights",
     "save_weights",
 ]

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from models.codec import Method
 from models.detector import YoloDetector
 from models.estimator import PoseEstimator
-from models.router import DifficultyScorer, Router, RouterConfig
+from models.router import DifficultyScorer, PoseRouter, PoseScorer, Router, RouterConfig
 from models.runtime import compile_network
-from models.tinypose import MirroredTinyPose, TinyPose
+from models.tinypose import MirroredTinyPose, TinyPose, TwoScaleTinyPose
 
 EMBEDDED = Path(__file__).parent.parent / "weights"
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "tinypose": TinyPose,
     "tinypose-mirrored": MirroredTinyPose,
+    "tinypose-two-scale": TwoScaleTinyPose,
 }
 
 
@@ -45,16 +46,19 @@ class _File(_Entry):
 
 
 class DetectorEntry(_File):
-    architecture: Literal["yolov8n"]
+    architecture: Literal["yolov8n", "yolov8s"]
     input_size: int
 
 
 class RouterEntry(_File):
-    config: RouterConfig
+    """`dynpose` is the paper's router, with its switches in `config`; `pose` has none."""
+
+    architecture: Literal["dynpose", "pose"] = "dynpose"
+    config: RouterConfig = RouterConfig()
 
 
 class EstimatorEntry(_File):
-    architecture: Literal["tinypose", "tinypose-mirrored"]
+    architecture: Literal["tinypose", "tinypose-mirrored", "tinypose-two-scale"]
     input_size: tuple[int, int]
     codec: Method
 
@@ -92,7 +96,7 @@ class Pair:
     device: torch.device
     calibration: Path
     detector: YoloDetector
-    router: DifficultyScorer
+    router: DifficultyScorer | PoseScorer
     small: PoseEstimator
     large: PoseEstimator
 
@@ -162,12 +166,20 @@ def load_detector(pair: str, entry: DetectorEntry, device: torch.device, dtype: 
         )
 
 
-def load_router(pair: str, entry: RouterEntry, device: torch.device) -> DifficultyScorer:
-    """The router of a pair, always in float32: small errors of its scores would change routes. Raises PairError."""
-    router = Router(entry.config)
+def load_router(
+    pair: str, entry: RouterEntry, device: torch.device, dtype: torch.dtype
+) -> DifficultyScorer | PoseScorer:
+    """The router of a pair. The paper's runs in float32 whatever `dtype` is: its scores lie so close together that
+    small errors would change routes. Raises PairError."""
+    if entry.architecture == "pose":
+        router = PoseRouter()
+        with _fitting(entry):
+            router.load_state_dict(read_weights(pair, entry), strict=True)
+        return PoseScorer(compile_network(router.pose, device, dtype), router.head)
+    paper = Router(entry.config)
     with _fitting(entry):
-        router.load_state_dict(read_weights(pair, entry), strict=True)
-    return DifficultyScorer(compile_network(router, device, torch.float32))
+        paper.load_state_dict(read_weights(pair, entry), strict=True)
+    return DifficultyScorer(compile_network(paper, device, torch.float32))
 
 
 def load_pair(pair: str, device: torch.device, dtype: torch.dtype) -> Pair:
@@ -178,7 +190,7 @@ def load_pair(pair: str, device: torch.device, dtype: torch.dtype) -> Pair:
         device=device,
         calibration=pair_folder(pair) / manifest.calibration,
         detector=load_detector(pair, manifest.detector, device, dtype),
-        router=load_router(pair, manifest.router, device),
+        router=load_router(pair, manifest.router, device, dtype),
         small=load_estimator(pair, manifest.small, device, dtype),
         large=load_estimator(pair, manifest.large, device, dtype),
     )

@@ -65,7 +65,7 @@ class FakePair:
             found.append(boxes.reshape(-1, 5))
         return found
 
-    def router(self, pictures: list[Tensor], boxes: Tensor) -> Tensor:
+    def router(self, pictures: list[Tensor], boxes: Tensor, _scores: Tensor) -> Tensor:
         self._enter("score", pictures)
         centers = (boxes[:, :2] + boxes[:, 2:] / 2).long()
         dots = [picture[y, x, 0].item() for picture, (x, y) in zip(pictures, centers.tolist(), strict=True)]
@@ -120,6 +120,7 @@ def serve(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]
     clients = []
 
     def start(*, ready: bool = True, **settings: Any) -> TestClient:
+        settings = {"policy": "band"} | settings  # so that all three routes are taken
         service = Service(Settings(_env_file=None, pair=str(pair_folder), **settings))
         fakes: list[FakePair] = []
 

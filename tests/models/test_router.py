@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.geometry import normalize
-from models.router import DifficultyScorer, Router, RouterConfig, router_crops
+from models.router import (
+    DifficultyScorer,
+    PoseRouter,
+    PoseScorer,
+    Router,
+    RouterConfig,
+    box_features,
+    router_crops,
+)
 
 RELEASED = RouterConfig(outputs=3, score_index=1)
 REFERENCE = os.environ.get("ROUTER_REFERENCE_DIR")
@@ -58,9 +66,45 @@ def test_the_scorer_cuts_its_own_crops():
     pictures = [torch.randint(0, 256, (120, 160, 3), dtype=torch.uint8, generator=rng) for _ in range(2)]
     boxes = torch.tensor([[10.0, 10.0, 60.0, 80.0], [50.0, 5.0, 40.0, 110.0]])
     with torch.inference_mode():
-        found = DifficultyScorer(router)(pictures, boxes)
+        found = DifficultyScorer(router)(pictures, boxes, torch.ones(2))
         expected = router(normalize(router_crops(pictures, boxes)))
     assert torch.equal(found, expected)
+
+
+def pose_scorer() -> PoseScorer:
+    torch.manual_seed(0)
+    router = PoseRouter().eval()
+    return PoseScorer(router.pose, router.head)
+
+
+def pictures_of_noise(count: int) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (120, 160, 3), dtype=torch.uint8, generator=rng) for _ in range(count)]
+
+
+def test_the_pose_router_scores_a_person_independently_of_the_batch() -> None:
+    scorer, pictures = pose_scorer(), pictures_of_noise(3)
+    boxes = torch.tensor([[10.0, 10.0, 60.0, 80.0], [50.0, 5.0, 40.0, 110.0], [0.0, 0.0, 160.0, 120.0]])
+    scores = torch.tensor([0.9, 0.4, 1.0])
+    together = scorer(pictures, boxes, scores)
+    alone = [scorer(pictures[i : i + 1], boxes[i : i + 1], scores[i : i + 1]) for i in range(3)]
+    assert ((together > 0) & (together < 1)).all()
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert len(set(together.tolist())) == 3
+
+
+def test_the_pose_router_sees_size_border_and_score_of_a_box() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 30.0, 40.0], [20.0, 20.0, 60.0, 80.0], [1.0, 10.0, 30.0, 108.0]])
+    found = box_features(pictures_of_noise(3), boxes, torch.tensor([0.9, 0.9, 0.4]))
+    assert float(found[1, 0] - found[0, 0]) == pytest.approx(np.log(2), abs=1e-5)  # twice as large
+    assert found[:, 1].tolist() == pytest.approx(np.log([3 / 4, 3 / 4, 30 / 108]).tolist())
+    assert found[:, 3:7].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
+    assert found[:, 7].tolist() == pytest.approx([0.9, 0.9, 0.4])
+
+
+def test_a_box_without_extent_has_a_finite_score() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 0.0, 0.0], [-50.0, -50.0, 1e-3, 5.0]])
+    assert torch.isfinite(pose_scorer()(pictures_of_noise(2), boxes, torch.zeros(2))).all()
 
 
 @pytest.mark.skipif(REFERENCE is None, reason="needs the authors' router: ROUTER_REFERENCE_DIR=folder")

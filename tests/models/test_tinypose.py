@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.codec import flip_heatmaps
-from models.tinypose import MirroredTinyPose, TinyPose
+from models.codec import decode, flip_heatmaps
+from models.tinypose import MirroredTinyPose, TinyPose, TwoScaleTinyPose, enlarge
 
 ONNX_FOLDER = os.environ.get("PP_TINYPOSE_FOLDER")
 
@@ -49,6 +49,28 @@ def test_the_mirrored_net_has_the_weights_of_the_plain_one_and_averages_its_two_
     with torch.inference_mode():
         expected = (network(crops) + flip_heatmaps(network(crops.flip(3)), shift=True)) / 2
         assert torch.allclose(mirrored(crops), expected, atol=1e-5)
+
+
+def test_enlarged_heatmaps_keep_their_peak_at_the_same_place() -> None:
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
+    for x, y in ((20.0, 30.0), (40.25, 55.5), (3.5, 4.0)):
+        heatmap = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, None]
+        points, _ = decode(enlarge(heatmap), "dark")
+        assert points[0, 0].tolist() == pytest.approx([1.5 * x, 1.5 * y], abs=0.05)
+
+
+def test_the_two_scale_net_averages_a_net_at_full_size_and_one_at_two_thirds() -> None:
+    torch.manual_seed(3)
+    both = TwoScaleTinyPose().eval()
+    crops = torch.zeros(1, 3, 96, 96) + torch.tensor([0.5, -0.5, 1.0]).view(
+        1, 3, 1, 1
+    )  # the same at any size
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        found = both(crops)
+    with torch.inference_mode():
+        expected = (both.fine(crops) + enlarge(both.coarse(crops[:, :, :64, :64]))) / 2
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert counter.get_total_flops() / 2e9 == pytest.approx((0.680 + 0.302) / 12, abs=0.002)
 
 
 def test_every_parameter_learns(network: TinyPose) -> None:

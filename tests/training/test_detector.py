@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from calibration.data import LabelledImage, LabelledPerson, is_held_back
-from models.detector import FILL, build_network
-from training.detector import ARCHITECTURE, augment, hide_crowds, initial_network
+from calibration.data import LabelledImage, LabelledPerson, Pictures, is_held_back
+from models.defaults import DETECTOR_SIZE
+from models.detector import FILL, YoloDetector, build_network
+from training.detector import ARCHITECTURE, augment, average_precision, hide_crowds, initial_network
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 
@@ -45,6 +46,30 @@ def test_training_starts_from_the_person_row_of_the_coco_detector(coco_detector:
     assert found.shape[1] == 5
     assert torch.allclose(found[:, :4], expected[:, :4], atol=1e-3)
     assert torch.allclose(found[:, 4], expected[:, 4], atol=1e-6)
+
+
+def test_the_held_back_pictures_are_scored_through_the_services_detector(
+    coco_detector: tuple[DetectionModel, Path], tmp_path: Path
+):
+    """A network whose own best boxes are the labels is perfect, and one with other weights is not."""
+    _, path = coco_detector
+    network = initial_network(path)
+    content = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(content).save(tmp_path / "x.png")
+    weights = {key: value.clone() for key, value in network.state_dict().items()}
+    detector = YoloDetector.from_weights(
+        weights,
+        architecture=ARCHITECTURE,
+        input_size=DETECTOR_SIZE,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    best = detector([torch.from_numpy(content)], [0.01])[0][:20, :4].tolist()
+    image = image_of(*((tuple(box), False) for box in best))
+    pictures = Pictures(tmp_path)
+    assert average_precision(network, [image], pictures) == {"ap": 1.0, "ap50": 1.0, "ar": 1.0}
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+    assert average_precision(build_network(ARCHITECTURE), [image], pictures)["ap"] < 0.5
 
 
 def image_of(*people: tuple[tuple[float, float, float, float], bool]) -> LabelledImage:

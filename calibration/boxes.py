@@ -1,0 +1,89 @@
+"""Boxes to estimate poses in, and the labelled people they belong to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.data import LabelledImage, LabelledPerson, Pictures
+from models.detector import YoloDetector
+
+Array = NDArray[np.float64]
+Bbox = tuple[float, float, float, float]
+
+MIN_IOU = 0.5
+CROWD_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class FoundPerson:
+    """A box, x, y, w, h in picture pixels, and what the labels say of it.
+
+    label: the person that the box belongs to, if any. wrong: it belongs to nobody and lies in no crowd area; a box
+    that doubles a better one of the same person is wrong.
+    """
+
+    image_id: int
+    bbox: Bbox
+    score: float
+    label: LabelledPerson | None
+    wrong: bool = False
+
+
+def labelled_boxes(images: Sequence[LabelledImage]) -> list[FoundPerson]:
+    """The people with keypoints, as if a detector had drawn their own boxes."""
+    return [
+        FoundPerson(image.id, person.bbox, 1.0, person)
+        for image in images
+        for person in image.people
+        if person.has_pose
+    ]
+
+
+def detected_boxes(
+    detector: YoloDetector, pictures: Pictures, images: Sequence[LabelledImage], min_score: float
+) -> list[FoundPerson]:
+    """Every box of the detector from `min_score` up, the best first in each picture."""
+    found = []
+    for image in images:
+        rows = detector([pictures(image)], [min_score])[0].double().numpy()
+        found += assign(rows, image)
+    return found
+
+
+def assign(rows: Array, image: LabelledImage) -> list[FoundPerson]:
+    """Give boxes to people, the best score first: each the person it overlaps most, by an IoU of at least 0.5, and
+    each person one box (COCO's matching at 0.5).
+
+    rows: (M, 5) x, y, w, h, score, in any order; the result keeps it.
+    """
+    people = [person for person in image.people if not person.crowd]
+    boxes = np.array([person.bbox for person in people], dtype=np.float64).reshape(-1, 4)
+    crowds = np.array([p.bbox for p in image.people if p.crowd], dtype=np.float64).reshape(-1, 4)
+    overlap = overlaps(rows[:, :4], boxes)
+    iou = overlap / (area(rows[:, :4])[:, None] + area(boxes) - overlap)
+    in_crowd = overlaps(rows[:, :4], crowds) >= CROWD_SHARE * area(rows[:, :4])[:, None]
+    result: list[FoundPerson | None] = [None] * len(rows)
+    free = np.ones(len(people), dtype=bool)
+    for row in np.argsort(-rows[:, 4], kind="stable"):
+        x, y, w, h, score = rows[row].tolist()
+        best = int(np.argmax(iou[row] * free)) if len(people) else -1
+        label = people[best] if best >= 0 and free[best] and iou[row, best] >= MIN_IOU else None
+        if label is not None:
+            free[best] = False
+        wrong = label is None and not in_crowd[row].any()
+        result[row] = FoundPerson(image.id, (x, y, w, h), score, label, wrong)
+    return [person for person in result if person is not None]
+
+
+def overlaps(first: Array, second: Array) -> Array:
+    """(N, M) square pixels that boxes (N, 4) and (M, 4), x, y, w, h, have in common."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, :2] + first[:, None, 2:4], second[None, :, :2] + second[None, :, 2:4])
+    return np.asarray((high - low).clip(0).prod(axis=2))
+
+
+def area(boxes: Array) -> Array:
+    """(N,) square pixels of boxes (N, 4)."""
+    return np.asarray(boxes[:, 2] * boxes[:, 3])
