@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 DATA ?= data
 # Folder with the public weights that training starts from.
 INITIAL ?= initial
+# Folder with third-party ONNX nets to compare with.
+PEERS ?= peers
 # Further arguments of the training and measuring commands.
 ARGS ?=
 
@@ -19,7 +21,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format lock clean install install-dev \
-	train-detector train-pose train-router calibrate evaluate load stages
+	train-detector train-pose train-router calibrate evaluate detection peers load stages
 
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -83,13 +85,19 @@ train-pose: install-dev ## Train the small and the large pose net on DATA.
 	$(RUN) -m training.pose $(DATA) --initial $(INITIAL) $(ARGS)
 
 train-router: install-dev ## Train the router on DATA with the trained pose nets.
-	$(RUN) -m calibration.train_router $(DATA) $(ARGS)
+	$(RUN) -m training.router $(DATA) $(ARGS)
 
 calibrate: install-dev ## Score the people of DATA and write the calibration file.
 	$(RUN) -m calibration.calibrate $(DATA) $(ARGS)
 
 evaluate: install-dev ## Measure AP of small, large and routed on DATA.
 	$(RUN) -m calibration.evaluate $(DATA) $(ARGS)
+
+detection: install-dev ## Measure the detector on DATA.
+	$(RUN) -m calibration.detection $(DATA) $(ARGS)
+
+peers: install-dev ## Measure the bundled nets beside the ONNX nets of PEERS on DATA; needs onnxruntime.
+	$(RUN) -m benchmarks.peers $(DATA) --peers $(PEERS) $(ARGS)
 
 load: install-dev ## Load a running service with the pictures of DATA.
 	$(RUN) -m benchmarks.load $(DATA) $(ARGS)

@@ -68,7 +68,8 @@ def match(images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]]) 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
         truth, detected = COCO(), COCO()
         for coco, annotations in (
-            (truth, [_annotation(image_id, person) for image_id, person in people]),
+            # Numbered from 1, whatever ids the labels have: pycocotools takes 0 for "matched nobody".
+            (truth, [_annotation(key, *entry) for key, entry in enumerate(people, 1)]),
             (detected, [_detection(key, image_id, pose) for key, (image_id, pose) in enumerate(found, 1)]),
         ):
             coco.dataset = {
@@ -102,9 +103,9 @@ def without_doubles(poses: Sequence[Pose], areas: Sequence[float], limit: float 
     return kept
 
 
-def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
+def _annotation(key: int, image_id: int, person: LabelledPerson) -> dict[str, object]:
     return {
-        "id": person.id,
+        "id": key,
         "image_id": image_id,
         "category_id": 1,
         "bbox": list(person.bbox),

@@ -1,6 +1,6 @@
 """How good person boxes are: COCO's AP, and recall and false boxes at the score at which a service keeps them.
 
-    python -m calibration.detection DATA [--split val] [--pair embedded] [--min-score 0.3]
+    python -m calibration.detection DATA [--split val] [--pair embedded] [--min-score 0.35]
 
 Runs the pair's own detector stage on the pictures of DATA whose people are all annotated (COCO's, not those of data
 sets that label one person a picture). Intervals: bootstrap over pictures. Needs the development package pycocotools.

@@ -71,7 +71,7 @@ def report(
         inside = np.array([person.image_id in present for person in estimates.found], dtype=bool)
         people = sum(person.has_pose for image in chosen for person in image.people)
         yield (f"{part}: {people} people with keypoints in {len(chosen)} pictures, {int(inside.sum())} boxes")
-        if not people:
+        if not inside.any():
             continue
         yield f"  {'':16} {'large':>6} {'AP':>6} {'95 %':>13} {'AP50':>6} {'AR':>6}"
         for name, to_large in rows.items():
@@ -88,6 +88,8 @@ def report_gains(
 ) -> Iterator[str]:
     """The table of recovered gains on the COCO pictures, line by line."""
     chosen = [image for image in images if image.source.startswith("coco")]
+    if not {image.id for image in chosen} & {person.image_id for person in estimates.found}:
+        return
     yield "recovered gain, thresholds from these boxes themselves"
     yield f"  {'':42} {'p':>5} {'share':>6} {'AP':>6} {'gain':>6} {'95 %':>14}"
     for row in recovered_gains(chosen, estimates, shares, theta):
@@ -133,6 +135,9 @@ def main() -> None:
             if source == "labelled"
             else detected_boxes(pair.detector, pictures, measured, options.min_score)
         )
+        if not found:
+            print(f"\n{source} boxes: none, or no picture with all its people labelled")
+            continue
         estimates = estimate(pair, pictures, measured, found)
         rows = {"small": np.zeros(len(found), dtype=bool), "large": np.ones(len(found), dtype=bool)}
         for policy, p in product(options.policy, options.p):

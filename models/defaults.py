@@ -11,7 +11,7 @@ ASPECT = 0.75
 ROUTER_SIZE = (192, 256)
 DETECTOR_SIZE = 512
 
-MIN_SCORE = 0.3
+MIN_SCORE = 0.35
 """Detections below this score are dropped."""
 
 NMS_IOU = 0.6

@@ -120,7 +120,7 @@ def serve(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]
     clients = []
 
     def start(*, ready: bool = True, **settings: Any) -> TestClient:
-        settings = {"policy": "band"} | settings  # so that all three routes are taken
+        settings = {"policy": "band", "min_score": 0.3} | settings  # band: so that all three routes are taken
         service = Service(Settings(_env_file=None, pair=str(pair_folder), **settings))
         fakes: list[FakePair] = []
 

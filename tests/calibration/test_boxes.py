@@ -52,6 +52,7 @@ def test_a_box_needs_half_of_the_union_to_get_somebody(height: float, fate: int 
 def test_a_box_half_in_a_crowd_area_is_neither_right_nor_wrong(x: float, fate: str) -> None:
     image = picture_of(labelled(7, (0, 0, 100, 100), crowd=True))
     assert fates(image, (x, 10, 40, 80, 0.9)) == [fate]
+    assert fates(image, (0, 0, 100, 100, 0.9)) == ["neither"]  # nor does the area count as a person
 
 
 def test_a_person_in_a_crowd_area_still_gets_its_box() -> None:

@@ -42,8 +42,8 @@ def test_the_scores_are_those_of_the_people_the_service_would_find(tmp_path: Pat
     answer = run(tmp_path, "--out", out, "--min-score", "0.5")
     assert answer.returncode == 0, answer.stderr
     calibration = read_calibration(out)
-    assert (calibration.people, calibration.images) == (5, 2)  # three at the bus, two coaches
-    assert len(calibration.scores) == 5
+    assert (calibration.people, calibration.images) == (6, 2)  # four at the bus, two coaches
+    assert len(calibration.scores) == 6
     manifest = read_manifest("embedded")
     assert calibration.made_with.router_sha256 == manifest.router.sha256
     assert calibration.made_with.min_score == 0.5
