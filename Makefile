@@ -90,13 +90,13 @@ train-router: install-dev ## Train the router on DATA with the trained pose nets
 calibrate: install-dev ## Score the people of DATA and write the calibration file.
 	$(RUN) -m calibration.calibrate $(DATA) $(ARGS)
 
-evaluate: install-dev ## Measure AP of small, large and routed on DATA.
+evaluate: install-dev ## Measure AP and recovered gain of the pair on DATA.
 	$(RUN) -m calibration.evaluate $(DATA) $(ARGS)
 
 detection: install-dev ## Measure the detector on DATA.
 	$(RUN) -m calibration.detection $(DATA) $(ARGS)
 
-peers: install-dev ## Measure the bundled nets beside the ONNX nets of PEERS on DATA; needs onnxruntime.
+peers: install-dev ## Measure the bundled nets beside the ONNX nets of PEERS on DATA.
 	$(RUN) -m benchmarks.peers $(DATA) --peers $(PEERS) $(ARGS)
 
 load: install-dev ## Load a running service with the pictures of DATA.

@@ -8,6 +8,7 @@ import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -60,25 +61,38 @@ def match(images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]]) 
 
     poses: by image id. Returns one entry per image.
     """
+    people = [(image.id, person) for image in images for person in image.people]
+    found = [(image.id, pose) for image in images for pose in poses.get(image.id, ())]
+    return coco_matches(
+        images,
+        [_annotation(image_id, person) for image_id, person in people],
+        [_detection(image_id, pose) for image_id, pose in found],
+        "keypoints",
+    )
+
+
+def coco_matches(
+    images: Sequence[LabelledImage],
+    truth: Sequence[dict[str, object]],
+    found: Sequence[dict[str, object]],
+    kind: Literal["keypoints", "bbox"],
+) -> list[Matches]:
+    """pycocotools' matching at its ten thresholds, one entry per image. truth and found: COCO annotations and results
+    without id and category."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    people = [(image.id, person) for image in images for person in image.people]
-    found = [(image.id, pose) for image in images for pose in poses.get(image.id, ())]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
-        truth, detected = COCO(), COCO()
-        for coco, annotations in (
-            # Numbered from 1, whatever ids the labels have: pycocotools takes 0 for "matched nobody".
-            (truth, [_annotation(key, *entry) for key, entry in enumerate(people, 1)]),
-            (detected, [_detection(key, image_id, pose) for key, (image_id, pose) in enumerate(found, 1)]),
-        ):
+        labelled, detected = COCO(), COCO()
+        for coco, rows in ((labelled, truth), (detected, found)):
             coco.dataset = {
                 "images": [{"id": image.id} for image in images],
                 "categories": [{"id": 1}],
-                "annotations": annotations,
+                # Numbered from 1, whatever ids the labels have: pycocotools takes 0 for "matched nobody".
+                "annotations": [{"id": key, "category_id": 1} | row for key, row in enumerate(rows, 1)],
             }
             coco.createIndex()
-        evaluation = COCOeval(truth, detected, "keypoints")
+        evaluation = COCOeval(labelled, detected, kind)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
     by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
@@ -103,11 +117,9 @@ def without_doubles(poses: Sequence[Pose], areas: Sequence[float], limit: float 
     return kept
 
 
-def _annotation(key: int, image_id: int, person: LabelledPerson) -> dict[str, object]:
+def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
     return {
-        "id": key,
         "image_id": image_id,
-        "category_id": 1,
         "bbox": list(person.bbox),
         "area": person.area,
         "iscrowd": int(person.crowd),
@@ -116,12 +128,10 @@ def _annotation(key: int, image_id: int, person: LabelledPerson) -> dict[str, ob
     }
 
 
-def _detection(key: int, image_id: int, pose: Pose) -> dict[str, object]:
+def _detection(image_id: int, pose: Pose) -> dict[str, object]:
     low, high = pose.keypoints[:, :2].min(axis=0), pose.keypoints[:, :2].max(axis=0)
     return {
-        "id": key,
         "image_id": image_id,
-        "category_id": 1,
         "bbox": [*low.tolist(), *(high - low).tolist()],
         "area": float(np.prod(high - low)),
         "keypoints": pose.keypoints.flatten().tolist(),

@@ -7,8 +7,6 @@ sets that label one person a picture). Intervals: bootstrap over pictures. Needs
 """
 
 import argparse
-import contextlib
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from calibration.accuracy import BOOTSTRAPS, Matches, accuracy, interval
+from calibration.accuracy import BOOTSTRAPS, Matches, accuracy, coco_matches, interval
 from calibration.boxes import Array, FoundPerson, assign
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from models.defaults import MIN_SCORE
@@ -97,47 +95,22 @@ def match_boxes(images: Sequence[LabelledImage], boxes: Boxes) -> list[Matches]:
     """Match boxes with the people of their picture, as pycocotools does: a crowd area is neither to be found nor
     wrong to find. One entry per complete image, for the sums of `calibration.accuracy`, which are the same for boxes.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     images = complete(images)
-    people = [(image.id, p.bbox, {"iscrowd": int(p.crowd)}) for image in images for p in image.people]
-    found = [
-        (image.id, row[:4], {"score": row[4]})
+    truth: list[dict[str, object]] = [
+        {"image_id": image.id, "iscrowd": int(person.crowd), **_box(list(person.bbox))}
+        for image in images
+        for person in image.people
+    ]
+    found: list[dict[str, object]] = [
+        {"image_id": image.id, "score": row[4], **_box(row[:4])}
         for image in images
         for row in np.asarray(boxes.get(image.id, np.empty((0, 5)))).tolist()
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
-        truth, detected = COCO(), COCO()
-        for coco, rows in ((truth, people), (detected, found)):
-            coco.dataset = {
-                "images": [{"id": image.id} for image in images],
-                "categories": [{"id": 1}],
-                "annotations": [
-                    # Numbers of its own, from 1: pycocotools takes a match with the id 0 for none.
-                    {"id": key, "image_id": image_id, "category_id": 1, "bbox": list(box)}
-                    | {"area": box[2] * box[3]}
-                    | more
-                    for key, (image_id, box, more) in enumerate(rows, 1)
-                ],
-            }
-            coco.createIndex()
-        evaluation = COCOeval(truth, detected, "bbox")
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-    by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
-    return [_matches(by_image.get(image.id), len(evaluation.params.iouThrs)) for image in images]
+    return coco_matches(images, truth, found, "bbox")
 
 
-def _matches(entry: dict | None, thresholds: int) -> Matches:  # type: ignore[type-arg]
-    """pycocotools' result of one picture; it has none for a picture without people and boxes."""
-    if entry is None:
-        nothing = np.zeros((thresholds, 0), dtype=bool)
-        return Matches(np.zeros(0), nothing, nothing, 0)
-    matched = entry["dtMatches"] > 0
-    in_crowd = entry["dtIgnore"].astype(bool)  # they count as matched
-    labelled = int((np.array(entry["gtIgnore"]) == 0).sum())
-    return Matches(np.array(entry["dtScores"]), matched & ~in_crowd, ~matched, labelled)
+def _box(bbox: list[float]) -> dict[str, object]:
+    return {"bbox": bbox, "area": bbox[2] * bbox[3]}
 
 
 def assigned(images: Sequence[LabelledImage], boxes: Boxes) -> list[list[FoundPerson]]:

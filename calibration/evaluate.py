@@ -4,7 +4,7 @@
         [--p 0.25 0.5 0.75] [--policy band top]
 
 Runs the stage objects that the service runs, on the labelled boxes and on all boxes of the detector down to a low score
-(the paper's protocol, section 4.1). Thresholds come from the pair's calibration file, not from the people measured, so
+(as the paper measures). Thresholds come from the pair's calibration file, not from the people measured, so
 the share sent to the large net is a result; a second table compares the router with rules that cost nothing, at equal
 shares (`calibration.gain`). A person's score is the box's score times the mean of its keypoint scores above 0.2.
 Intervals: bootstrap over pictures. Needs the development package pycocotools.

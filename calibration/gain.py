@@ -55,20 +55,25 @@ def padded_area(bbox: Bbox) -> float:
     return height * height * ASPECT
 
 
+def similarity(keypoints: Array, found: Sequence[FoundPerson]) -> Array:
+    """(N,) OKS of keypoints (N, 17, 3) with the labelled person of each box; NaN without one, or without a labelled
+    keypoint."""
+    result = np.full(len(found), np.nan)
+    labels = {row: p.label for row, p in enumerate(found) if p.label is not None and p.label.has_pose}
+    if labels:
+        rows = list(labels)
+        truth = np.array([label.keypoints for label in labels.values()], dtype=np.float64)
+        areas = np.array([label.area for label in labels.values()])
+        result[rows] = oks(keypoints[rows][:, :, :2], truth[:, :, :2], truth[:, :, 2], areas)
+    return result
+
+
 def oks_gain(estimates: Estimates) -> Array:
     """(N,) OKS of the large net minus that of the small one; 0 for a box that no labelled person belongs to."""
-    labels = [person.label for person in estimates.found]
-    rows = [row for row, label in enumerate(labels) if label is not None and label.has_pose]
-    truth = np.array([label.keypoints for label in labels if label is not None and label.has_pose])
-    areas = np.array([label.area for label in labels if label is not None and label.has_pose])
-    gain = np.zeros(len(labels))
-    if rows:
-        small, large = (
-            oks(keypoints[rows][:, :, :2], truth[:, :, :2], truth[:, :, 2], areas)
-            for keypoints in (estimates.small, estimates.large)
-        )
-        gain[rows] = large - small
-    return gain
+    small, large = (
+        similarity(keypoints, estimates.found) for keypoints in (estimates.small, estimates.large)
+    )
+    return np.nan_to_num(large - small)
 
 
 def priorities(estimates: Estimates) -> dict[str, Array]:

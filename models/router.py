@@ -157,7 +157,8 @@ class PoseFeatures(nn.Module):
 
 
 class GainHead(nn.Module):
-    """Features (N, POSE_FEATURES + BOX_FEATURES) -> difficulty (N,)."""
+    """Features (N, POSE_FEATURES + BOX_FEATURES) -> difficulty (N,), 0 to 1. `mean` and `deviation` are those of the
+    features it learned from, (POSE_FEATURES + BOX_FEATURES,)."""
 
     mean: Tensor
     deviation: Tensor
@@ -172,6 +173,7 @@ class GainHead(nn.Module):
         self.drop_input, self.drop_hidden = nn.Dropout(0.1), nn.Dropout(0.3)
 
     def logits(self, features: Tensor) -> Tensor:
+        """(N,): the difficulty before its sigmoid."""
         x = ((features - self.mean) / self.deviation).clamp(-5, 5)
         x = self.drop_hidden(self.hidden(self.drop_input(x)).relu())
         return self.output(x).squeeze(1)  # type: ignore[no-any-return]
@@ -214,7 +216,14 @@ class PoseScorer:
 
 
 def box_features(pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
-    """(N, 9): a crop hides how many pixels the person had, and what the picture's border cuts off."""
+    """What a crop hides of a box: how many pixels the person had, whether the picture's border cuts it, how sure the
+    detector was.
+
+    pictures: N tensors (H, W, 3). boxes: (N, 4) x, y, w, h in picture pixels. scores: (N,) of the boxes, 0 to 1.
+    Returns (N, BOX_FEATURES) float32 without unit: logarithm of the crop's height in 200 pixels, of the box's aspect,
+    the crop's height in longest sides of the picture, whether the left, top, right and bottom edge lie within 3 pixels
+    of the border, and the score, plain and as logarithm.
+    """
     width = torch.tensor([picture.shape[1] for picture in pictures], dtype=torch.float32)
     height = torch.tensor([picture.shape[0] for picture in pictures], dtype=torch.float32)
     x, y, w, h = boxes.float().unbind(1)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.codec import flip_heatmaps
-
 CHANNELS = (40, 80, 160, 320)
 STEM_CHANNELS = 32
 MODULES = (2, 4, 2)  # exchange modules in the stages with 2, 3 and 4 branches
@@ -189,17 +187,6 @@ class TinyPose(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.head(self.trunk(crops))  # type: ignore[no-any-return]
-
-
-class MirroredTinyPose(TinyPose):
-    """TinyPose asked twice: the mean of the heatmaps of the crop and of its mirror image.
-
-    Same weights, shapes and heatmaps' meaning as TinyPose at twice the cost.
-    """
-
-    def forward(self, crops: Tensor) -> Tensor:
-        plain, mirrored = super().forward(torch.cat((crops, crops.flip(3)))).chunk(2)
-        return (plain + flip_heatmaps(mirrored, shift=True)) / 2
 
 
 class TwoScaleTinyPose(nn.Module):

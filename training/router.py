@@ -27,8 +27,7 @@ from torch.nn import functional
 
 from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
-from calibration.gain import highest
-from calibration.okd import oks
+from calibration.gain import highest, similarity
 from calibration.train_router import sloppy
 from models.detector import YoloDetector
 from models.estimator import PoseEstimator
@@ -93,17 +92,6 @@ def boxes_of(
         *((SLOPPY, person) for person in shaky),
         *((DETECTED, person) for person in found),
     ]
-
-
-def similarity(keypoints: NDArray[np.float64], found: list[FoundPerson]) -> NDArray[np.float64]:
-    """(N,) OKS with the labelled person of the box, NaN without one."""
-    result = np.full(len(found), np.nan)
-    for row, person in enumerate(found):
-        if person.label is not None and person.label.has_pose:
-            truth = person.label.keypoints[None].astype(np.float64)
-            area = np.array([person.label.area])
-            result[row] = oks(keypoints[row : row + 1, :, :2], truth[:, :, :2], truth[:, :, 2], area)[0]
-    return result
 
 
 def collect(

@@ -21,13 +21,12 @@ from models.detector import YoloDetector
 from models.estimator import PoseEstimator
 from models.router import DifficultyScorer, PoseRouter, PoseScorer, Router, RouterConfig
 from models.runtime import compile_network
-from models.tinypose import MirroredTinyPose, TinyPose, TwoScaleTinyPose
+from models.tinypose import TinyPose, TwoScaleTinyPose
 
 EMBEDDED = Path(__file__).parent.parent / "weights"
 
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "tinypose": TinyPose,
-    "tinypose-mirrored": MirroredTinyPose,
     "tinypose-two-scale": TwoScaleTinyPose,
 }
 
@@ -58,7 +57,7 @@ class RouterEntry(_File):
 
 
 class EstimatorEntry(_File):
-    architecture: Literal["tinypose", "tinypose-mirrored", "tinypose-two-scale"]
+    architecture: Literal["tinypose", "tinypose-two-scale"]
     input_size: tuple[int, int]
     codec: Method
 

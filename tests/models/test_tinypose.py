@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.codec import decode, flip_heatmaps
-from models.tinypose import MirroredTinyPose, TinyPose, TwoScaleTinyPose, enlarge
+from models.codec import decode
+from models.tinypose import TinyPose, TwoScaleTinyPose, enlarge
 
 ONNX_FOLDER = os.environ.get("PP_TINYPOSE_FOLDER")
 
@@ -38,17 +38,6 @@ def test_a_person_is_estimated_independently_of_the_batch(network: TinyPose) -> 
     with torch.inference_mode():
         together, alone = network(crops), network(crops[1:2])
     assert torch.allclose(together[1:2], alone, atol=1e-5)
-
-
-def test_the_mirrored_net_has_the_weights_of_the_plain_one_and_averages_its_two_views(
-    network: TinyPose,
-) -> None:
-    mirrored = MirroredTinyPose().eval()
-    mirrored.load_state_dict(network.state_dict(), strict=True)
-    crops = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    with torch.inference_mode():
-        expected = (network(crops) + flip_heatmaps(network(crops.flip(3)), shift=True)) / 2
-        assert torch.allclose(mirrored(crops), expected, atol=1e-5)
 
 
 def test_enlarged_heatmaps_keep_their_peak_at_the_same_place() -> None:
