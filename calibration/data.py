@@ -1,8 +1,8 @@
-"""Reading people with keypoints: a COCO keypoint file whose pictures lie beside it in zip shards or as
-plain files.
+"""Reading people with keypoints: COCO's keypoint format, with pictures as plain files or in zip archives.
 
-A folder holds `NAME.json` (`train`, `val`, ...). Each image names its `file_name` and, when it lies in a
-zip archive, the archive (`shard`). Everything is in pixels of the stored picture.
+A folder is one of the layouts in LAYOUTS: this project's own `SPLIT.json`, whose images may name the zip archive
+(`shard`) that they lie in; COCO as it is published (splits `train2017`, `val2017`, `test-dev2017`); CrowdPose as it is
+published (`train`, `val`, `test`). Everything is in pixels of the stored picture.
 """
 
 import hashlib
@@ -18,9 +18,22 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 
+LAYOUTS = (
+    ("{split}.json", ""),
+    ("annotations/person_keypoints_{split}.json", "{split}/"),
+    ("annotations/image_info_{split}.json", "test2017/"),
+    ("json/crowdpose_{split}.json", "images/"),
+)
+"""Annotation file and folder of the pictures, below the data folder."""
+
+CROWDPOSE_AREA = 0.53
+"""A person's area as a share of its box, where the annotations have none (CrowdPose's evaluation)."""
+
+
 @dataclass(frozen=True)
 class LabelledPerson:
-    """One annotated person. `keypoints` is (17, 3): x, y, v with v = 0 where nothing is annotated."""
+    """One annotated person. `keypoints` is (K, 3): x, y, v with v = 0 where nothing is annotated; K is 17 for COCO and
+    14 for CrowdPose."""
 
     id: int
     bbox: tuple[float, float, float, float]
@@ -28,12 +41,15 @@ class LabelledPerson:
     area: float
     crowd: bool
     scores: np.ndarray | None
-    """(17,) confidences, where a network made the labels."""
+    """(K,) confidences, where a network made the labels."""
+    num_keypoints: int | None = None
+    """As the annotation counts them (CrowdPose: the visible ones alone); None: those with v > 0."""
 
     @property
     def has_pose(self) -> bool:
         """Whether it can be scored: one person, with at least one keypoint."""
-        return not self.crowd and bool((self.keypoints[:, 2] > 0).any())
+        counted = self.num_keypoints if self.num_keypoints is not None else (self.keypoints[:, 2] > 0).sum()
+        return not self.crowd and bool(counted > 0)
 
 
 @dataclass(frozen=True)
@@ -43,10 +59,13 @@ class LabelledImage:
     height: int
     source: str
     complete: bool
-    """Whether every person of the picture is annotated."""
+    """Whether every person of the picture is annotated, as in the published data sets."""
     people: tuple[LabelledPerson, ...]
     file_name: str
+    """Below the data folder, or in the archive."""
     shard: str | None
+    crowd_index: float | None = None
+    """CrowdPose: 0 where people stand apart, up to 1."""
 
 
 def is_held_back(image_id: int) -> bool:
@@ -54,18 +73,31 @@ def is_held_back(image_id: int) -> bool:
     return hashlib.sha1(str(image_id).encode()).digest()[0] % 10 == 0
 
 
+def find_split(folder: Path, split: str) -> tuple[Path, str] | None:
+    """Annotation file of a split and the prefix of its pictures' names, or None where the folder has no such split."""
+    for name, prefix in LAYOUTS:
+        file = folder / name.format(split=split)
+        if file.is_file():
+            return file, prefix.format(split=split)
+    return None
+
+
 def has_split(folder: Path, split: str) -> bool:
-    return (folder / f"{split}.json").is_file()
+    return find_split(folder, split) is not None
 
 
 def read_split(folder: Path, split: str) -> list[LabelledImage]:
-    """The images of `folder/split.json` with their people, in the order of the file.
+    """The images of a split with their people, in the order of the file.
 
-    Raises FileNotFoundError without that file.
+    Raises FileNotFoundError where the folder has no such split.
     """
-    content = json.loads((folder / f"{split}.json").read_text())
+    place = find_split(folder, split)
+    if place is None:
+        raise FileNotFoundError(f"{folder} has none of {', '.join(n.format(split=split) for n, _ in LAYOUTS)}")
+    file, prefix = place
+    content = json.loads(file.read_text())
     people: dict[int, list[LabelledPerson]] = {}
-    for annotation in content["annotations"]:
+    for annotation in content.get("annotations", ()):
         people.setdefault(annotation["image_id"], []).append(_person(annotation))
     return [
         LabelledImage(
@@ -73,10 +105,11 @@ def read_split(folder: Path, split: str) -> list[LabelledImage]:
             width=image["width"],
             height=image["height"],
             source=image.get("source", ""),
-            complete=image.get("complete", False),
+            complete=image.get("complete", bool(prefix)),
             people=tuple(people.get(image["id"], ())),
-            file_name=image["file_name"],
+            file_name=prefix + image["file_name"],
             shard=image.get("shard"),
+            crowd_index=image.get("crowdIndex"),
         )
         for image in content["images"]
     ]
@@ -85,13 +118,15 @@ def read_split(folder: Path, split: str) -> list[LabelledImage]:
 def _person(annotation: dict) -> LabelledPerson:  # type: ignore[type-arg]
     scores = annotation.get("scores")
     x, y, width, height = annotation["bbox"]
+    keypoints = np.array(annotation["keypoints"], dtype=np.float32).reshape(-1, 3)
     return LabelledPerson(
         id=annotation["id"],
         bbox=(x, y, width, height),
-        keypoints=np.array(annotation["keypoints"], dtype=np.float32).reshape(-1, 3),
-        area=annotation["area"],
+        keypoints=keypoints,
+        area=annotation.get("area", CROWDPOSE_AREA * width * height),
         crowd=bool(annotation.get("iscrowd", 0)),
         scores=None if scores is None else np.array(scores, dtype=np.float32),
+        num_keypoints=annotation.get("num_keypoints"),
     )
 
 

@@ -73,3 +73,47 @@ def test_about_a_tenth_is_held_back_and_always_the_same() -> None:
     assert 0.08 < held_back.mean() < 0.12
 
     assert [i for i in range(40) if is_held_back(i)] == [9, 14, 28]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "split", "pictures"),
+    [
+        ("annotations/person_keypoints_val2017.json", "val2017", "val2017"),
+        ("annotations/image_info_test-dev2017.json", "test-dev2017", "test2017"),
+        ("json/crowdpose_test.json", "test", "images"),
+    ],
+)
+def test_the_published_layouts_of_coco_and_crowdpose_are_read(
+    tmp_path: Path, annotations: str, split: str, pictures: str
+) -> None:
+    for folder in (Path(annotations).parent, Path(pictures)):
+        (tmp_path / folder).mkdir()
+    (tmp_path / pictures / "9.png").write_bytes(encoded((7, 8, 9)))
+    content = {"images": [{"id": 9, "file_name": "9.png", "width": 4, "height": 2}]}
+    (tmp_path / annotations).write_text(json.dumps(content))
+    assert has_split(tmp_path, split)
+    (image,) = read_split(tmp_path, split)
+    assert (image.complete, image.people) == (True, ())
+    assert Pictures(tmp_path)(image)[0, 0].tolist() == [7, 8, 9]
+
+
+def test_crowdpose_people_have_14_keypoints_the_area_of_its_evaluation_and_count_visible_joints(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "json").mkdir()
+    person = {"image_id": 9, "bbox": [0, 0, 10, 20], "keypoints": [1.0, 2.0, 1.0] * 14, "iscrowd": 0}
+    content = {
+        "images": [{"id": 9, "file_name": "9.png", "width": 40, "height": 20, "crowdIndex": 0.4}],
+        "annotations": [person | {"id": 1, "num_keypoints": 0}, person | {"id": 2, "num_keypoints": 14}],
+    }
+    (tmp_path / "json" / "crowdpose_val.json").write_text(json.dumps(content))
+    (image,) = read_split(tmp_path, "val")
+    assert image.crowd_index == 0.4
+    assert [found.keypoints.shape for found in image.people] == [(14, 3)] * 2
+    assert image.people[0].area == pytest.approx(0.53 * 200)
+    assert [found.has_pose for found in image.people] == [False, True]
+
+
+def test_a_missing_split_names_the_files_that_were_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"val\.json.*person_keypoints_val\.json"):
+        read_split(tmp_path, "val")
