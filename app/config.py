@@ -93,6 +93,8 @@ class ConfigStore:
         if self._state_file is not None and self._state_file.exists():
             calibration, version = self._restore(self._state_file, calibration)
         self._made_with = calibration.made_with
+        for warning in self._calibration_warnings():
+            log.warning(warning)
         self.policy = SplitPolicy(
             calibration.scores,
             p=self.live.p,
@@ -158,7 +160,13 @@ class ConfigStore:
                 f"the calibration was made with min_score {self._made_with.min_score}, the service runs with "
                 f"{self.live.min_score}: the share may be off in mode `fixed`"
             )
-        if self._made_with.detector_sha256 != self._manifest.detector.sha256:
+        if self._made_with.router_sha256 != self._manifest.router.sha256:
+            warnings.append(
+                "the calibration was made with another router, whose scores say nothing of this one's: the share "
+                "comes right in mode `tracking` alone, after some hundred people; `python -m calibration.thresholds` "
+                "makes one that fits"
+            )
+        elif self._made_with.detector_sha256 != self._manifest.detector.sha256:
             warnings.append(
                 "the calibration was made with another detector: the share may be off in mode `fixed`"
             )
@@ -184,6 +192,8 @@ class ConfigStore:
                 422, "invalid_parameter", f"calibration: {name} is not a calibration file"
             ) from error
         made_with = calibration.made_with
+        if path == self._own_calibration and "router" in self._manifest.replaced:
+            return calibration  # better than none, with a warning
         if (made_with.pair, made_with.router_sha256) != (self._manifest.pair, self._manifest.router.sha256):
             detail = f"calibration: {name} was made with another pair or router, its scores mean nothing here"
             raise ApiError(422, "calibration_mismatch", detail)

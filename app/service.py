@@ -19,7 +19,8 @@ from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
 from models.runtime import resolve_device, resolve_dtype, set_cpu_threads
-from models.zoo import Pair, PairError, load_pair, pair_folder, read_manifest
+from models.skeleton import COCO
+from models.zoo import Pair, PairError, load_pair, read_manifest
 
 log = logging.getLogger("dynpose")
 
@@ -42,13 +43,22 @@ class Service:
         self.dtype = resolve_dtype(self.device, settings.precision)
         if self.device.type == "cpu":
             set_cpu_threads(settings.threads)
-        self.manifest = read_manifest(settings.pair)
-        self.config = ConfigStore(
-            settings, self.manifest, pair_folder(settings.pair) / self.manifest.calibration
+        self.manifest = read_manifest(
+            settings.pair,
+            small=settings.small,
+            large=settings.large,
+            detector=settings.detector,
+            router=settings.router,
         )
+        for role, entry in (("small", self.manifest.small), ("large", self.manifest.large)):
+            if entry.keypoints != COCO.name:
+                raise PairError(
+                    f"the {role} net has the keypoints of {entry.keypoints}; COCO's 17 are served"
+                )
+        self.config = ConfigStore(settings, self.manifest, self.manifest.folder / self.manifest.calibration)
         self.metrics = Metrics(
             version=__version__,
-            pair=self.manifest.pair,
+            pair=self.manifest.names()["pair"],
             device=self.device.type,
             runtime=f"eager-{str(self.dtype).removeprefix('torch.')}",
         )
@@ -64,7 +74,7 @@ class Service:
         """Load and warm the networks, start the stages, then be ready. A failure is kept in `failure`."""
         try:
             started = time.monotonic()
-            pair = await asyncio.to_thread(load_pair, self.settings.pair, self.device, self.dtype)
+            pair = await asyncio.to_thread(load_pair, self.manifest, self.device, self.dtype)
             if self.status == "loading":
                 self.status = "warming"
             stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)

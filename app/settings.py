@@ -37,7 +37,13 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads of each stage; 0: a quarter of the cores"
     )
-    pair: str = Field("embedded", description="`embedded`, or a folder with pair.json and weights")
+    pair: str = Field(
+        "embedded", description="`embedded`, a fetched pair's name, or a folder with pair.json and weights"
+    )
+    small: str | None = Field(None, description="FILE or NAME=FILE: another small pose net than the pair's")
+    large: str | None = Field(None, description="FILE or NAME=FILE: another large pose net than the pair's")
+    detector: str | None = Field(None, description="FILE or NAME=FILE: another detector than the pair's")
+    router: str | None = Field(None, description="FILE or NAME=FILE: another router than the pair's")
 
     p: Fraction = Field(defaults.P, description="share of people for the large net, fraction 0 to 1")
     theta: Fraction = Field(defaults.THETA, description="eq. 7: where in the range of scores k1 lies, 0 to 1")

@@ -3,15 +3,14 @@
     python -m benchmarks.peers DATA --peers FOLDER [--split val] [--limit N]
 
 FOLDER holds ONNX files, each with a JSON file beside it that says how the input is made and the output read (see
-`read_peers`). The pictures are those of DATA whose people are all annotated. Pose nets get the labelled boxes of the
-people with keypoints, one person at a time; detectors the whole pictures. Everything runs on the CPU in one thread, and
-all nets take turns on every picture, so that whatever else the machine does slows them alike. Needs the packages
-onnxruntime and pycocotools.
+`models.zoo.sidecar`). The pictures are those of DATA whose people are all annotated. Pose nets get the labelled boxes
+of the people with keypoints, one person at a time; detectors the whole pictures. Everything runs on the CPU in one
+thread, and all nets take turns on every picture, so that whatever else the machine does slows them alike. Needs the
+packages onnx, onnxruntime and pycocotools.
 """
 
 import argparse
-import json
-import re
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +21,11 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from calibration.accuracy import Pose, accuracy, interval, match, without_doubles
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.detection import (
     Boxes,
-    Detector,
     Measured,
     assigned,
     at_score,
@@ -37,17 +34,22 @@ from calibration.detection import (
     find,
     score_at,
 )
-from calibration.gain import padded_area
-from models.codec import Method
+from calibration.estimates import padded_area
 from models.defaults import MIN_SCORE
-from models.detector import FILL, MAX_DETECTIONS, letterbox, to_boxes
+from models.detector import Detector
 from models.estimator import PoseEstimator
-from models.geometry import MEAN, STD
 from models.runtime import Network, resolve_dtype, set_cpu_threads
-from models.zoo import load_pair
-
-from ultralytics.utils.nms import non_max_suppression  # isort: skip  # after models.detector has set its environment
-from ultralytics.utils.tal import make_anchors  # isort: skip
+from models.zoo import (
+    DetectorEntry,
+    EstimatorEntry,
+    PairError,
+    load_detector,
+    load_estimator,
+    load_pair,
+    named_entry,
+)
+from models.zoo.options import add_pair_arguments, pair_from
+from models.zoo.sidecar import read_sidecar, sidecar_path
 
 Inputs = TypeVarTuple("Inputs")
 Output = TypeVar("Output")
@@ -56,23 +58,6 @@ WRONG_PER_PICTURE = 0.3
 """At this rate of false boxes the detectors' recalls are compared: their scores mean different things."""
 
 TALL = "64 px and above"
-YOLOX_STRIDES = (8, 16, 32)
-KINDS = ("heatmap", "boxes", "raw boxes")
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One third-party net. size: (width, height) of its input. mean, std: of red, green, blue on the 0..255 scale.
-    kind: of its first output, one of KINDS. decoding: how to read it, in words."""
-
-    name: str
-    path: Path
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bgr: bool
-    kind: str
-    decoding: str
 
 
 @dataclass
@@ -93,158 +78,36 @@ class Timed(Generic[*Inputs, Output]):
         return 1e3 * float(np.median(self.seconds))
 
 
-def read_peers(folder: Path) -> list[Peer]:
-    """The nets of a folder, by name. Empty where there are none.
-
-    Of each NAME.json are read: `file`; `input` with `shape` (1, 3, height, width) or, for a detector, `letterbox` that
-    begins with WIDTHxHEIGHT, `mean` and `std` in `channel_order` (RGB or BGR), and `scale` (`x/255 first`, else
-    0..255); the `kind` of the first of `outputs`: `heatmap` (1, 17, h, w), `boxes` (1, n, 5) with their classes (1, n)
-    as second output, or `raw boxes` as YOLOX gives them; and `decoding` in words. Raises ValueError for another kind.
-    """
-    return [_peer(path) for path in sorted(folder.glob("*.json"))]
+def peer_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pose nets and the detectors of a folder, by name. Raises PairError."""
+    files = [path for path in sorted(folder.glob("*.onnx")) if sidecar_path(path).exists()]
+    detectors = [path for path in files if read_sidecar(path).is_detector]
+    return [path for path in files if path not in detectors], detectors
 
 
-def _peer(path: Path) -> Peer:
-    sidecar: dict[str, Any] = json.loads(path.read_text())
-    given = sidecar["input"]
-    if boxed := re.match(r"(\d+)x(\d+)", given.get("letterbox", "")):
-        width, height = int(boxed[1]), int(boxed[2])
-    else:
-        height, width = given["shape"][2:]
-    unit = 255 if given["scale"].startswith("x/255") else 1
-    bgr = given["channel_order"] == "BGR"
-    kind = sidecar["outputs"][0]["kind"]
-    if kind not in KINDS:
-        raise ValueError(f"{path.name}: unknown kind of output {kind!r}")
-    mean, std = ([unit * value for value in given[key]][:: -1 if bgr else 1] for key in ("mean", "std"))
-    return Peer(
-        name=path.stem,
-        path=path.with_name(sidecar["file"]),
-        size=(width, height),
-        mean=tuple(mean),
-        std=tuple(std),
-        bgr=bgr,
-        kind=kind,
-        decoding=sidecar["decoding"],
-    )
+def peer_pose_net(path: Path) -> PoseEstimator:
+    """The pose net of an ONNX file, on the CPU. Raises PairError."""
+    entry = named_entry(EstimatorEntry, "large", str(path))
+    return load_estimator(str(path.parent), entry, torch.device("cpu"), torch.float32)
 
 
-def open_net(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """An ONNX net with one input as a function of it, in one thread; all its outputs."""
-    import onnxruntime  # type: ignore[import-untyped]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: [torch.from_numpy(output) for output in session.run(None, {name: batch.numpy()})]
-
-
-def prepared(pixels: Tensor, peer: Peer) -> Tensor:
-    """(N, 3, h, w) RGB on the 0..255 scale -> what the net takes."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (peer.mean, peer.std))
-    standard = (pixels - mean) / std
-    return (standard.flip(1) if peer.bgr else standard).contiguous()
-
-
-def unnormalized(crops: Tensor) -> Tensor:
-    """The inverse of `models.geometry.normalize`."""
-    return crops * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-
-
-def codec(decoding: str) -> Method:
-    """Which of the project's decodings a net's words mean. Raises ValueError for none."""
-    if "DARK" in decoding:
-        return "dark"
-    if "quarter" in decoding:
-        return "quarter"
-    raise ValueError(f"unknown decoding {decoding!r}")
+def peer_detector(path: Path) -> Detector:
+    """The detector of an ONNX file, on the CPU. Raises PairError."""
+    entry = named_entry(DetectorEntry, "detector", str(path))
+    return load_detector(str(path.parent), entry, torch.device("cpu"), torch.float32)
 
 
 def one_by_one(network: Network) -> Network:
-    """Batches of 1: all that some of the files take, and how long one person takes."""
+    """Batches of 1: how long one person takes."""
     return lambda crops: torch.cat([network(crop) for crop in crops[:, None]])
 
 
-def pose_net(peer: Peer) -> tuple[PoseEstimator, Timed[Tensor, Tensor]]:
-    """The peer in the project's crop and decoding, and its net alone, timed."""
-    net = open_net(peer.path)
-    timed = Timed(lambda crop: net(crop)[0])
-    per_person = one_by_one(timed)
-
-    def network(crops: Tensor) -> Tensor:
-        return per_person(prepared(unnormalized(crops), peer))
-
-    return PoseEstimator(network, input_size=peer.size, codec=codec(peer.decoding)), timed
-
-
-def bundled_pose_net(estimator: PoseEstimator) -> tuple[PoseEstimator, Timed[Tensor, Tensor]]:
-    """The same for a net of the pair."""
-    timed = Timed(estimator.network)
-    return PoseEstimator(one_by_one(timed), input_size=estimator.input_size, codec=estimator.codec), timed
-
-
-def detector(peer: Peer) -> Detector:
-    """The peer as the service's detector stage: pictures in, boxes in their pixels out, best first."""
-    net = open_net(peer.path)
-    width, height = peer.size
-    if width != height:
-        raise ValueError(f"{peer.name}: its input is not square")
-
-    def detect(pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
-        results = []
-        for picture, min_score in zip(pictures, min_scores, strict=True):
-            image = letterbox(picture, width)
-            image = functional.pad(image, (0, width - image.shape[2], 0, width - image.shape[1]), value=FILL)
-            outputs = net(prepared(image[None].float(), peer))
-            found = read_boxes(outputs, peer, min_score)
-            results.append(to_boxes(found, picture, width, min_score))
-        return results
-
-    return detect
-
-
-def read_boxes(outputs: Sequence[Tensor], peer: Peer, min_score: float) -> Tensor:
-    """The people in a detector's outputs for one picture: (M, 6) x1, y1, x2, y2 in input pixels, score, class 0; best
-    first."""
-    if peer.kind == "boxes":
-        return listed_people(outputs[0][0], outputs[1][0])
-    kept: list[Tensor] = non_max_suppression(
-        yolox_candidates(outputs[0][0], peer.size[0]),
-        min_score,
-        nms_iou(peer.decoding),
-        max_det=MAX_DETECTIONS,
-        max_time_img=60.0,
-    )
-    return kept[0]
-
-
-def listed_people(boxes: Tensor, labels: Tensor) -> Tensor:
-    """Boxes (n, 5) x1, y1, x2, y2, score whose duplicates the net itself has removed, and their classes (n,)."""
-    people = boxes[labels == 0]
-    people = people[people[:, 4].argsort(descending=True, stable=True)]
-    return torch.cat([people, torch.zeros(len(people), 1)], dim=1)
-
-
-def yolox_candidates(rows: Tensor, side: int) -> Tensor:
-    """YOLOX's raw output (Ge et al., 2021) as one tensor (1, 5, anchors): x, y (centre), w, h in input pixels, score.
-
-    rows: (anchors, 5 + classes), one per cell of the grids of stride 8, 16 and 32 over a side x side input, row by row:
-    centre from the cell's corner, in cells; logarithms of width and height in cells; probability of an object and of
-    every class, person first.
-    """
-    grids = [torch.empty(1, 1, side // stride, side // stride) for stride in YOLOX_STRIDES]
-    cells, strides = make_anchors(grids, YOLOX_STRIDES, 0.0)
-    center, extent = (rows[:, :2] + cells) * strides, rows[:, 2:4].exp() * strides
-    return torch.cat([center, extent, rows[:, 4:5] * rows[:, 5:6]], dim=1).T.unsqueeze(0)
-
-
-def nms_iou(decoding: str) -> float:
-    """The number after `NMS IoU`. Raises ValueError without one."""
-    found = re.search(r"NMS IoU (\d?\.\d+)", decoding)
-    if found is None:
-        raise ValueError(f"no NMS IoU in {decoding!r}")
-    return float(found[1])
+def timed(estimator: PoseEstimator) -> tuple[PoseEstimator, Timed[Tensor, Tensor]]:
+    """The same with its net, one person at a time, timed alone."""
+    network = Timed(estimator.network)
+    same = copy.copy(estimator)
+    same.network = one_by_one(network)
+    return same, network
 
 
 def estimate(
@@ -321,30 +184,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not images:
         print(f"skipped: needs pictures with people in {options.data}")
         return 0
-    peers = read_peers(options.peers)
-    if not peers:
+    pose_nets, finders = peer_files(options.peers)
+    if not pose_nets + finders:
         print(f"skipped: needs ONNX nets with their JSON files in {options.peers}")
         return 0
     set_cpu_threads(1)
     cpu = torch.device("cpu")
     dtype = resolve_dtype(cpu, options.precision)
-    pair = load_pair(options.pair, cpu, dtype)
+    pair = load_pair(pair_from(options), cpu, dtype)
     names = pair.manifest.names()
     pictures = Pictures(options.data)
     print(
         f"{len(images)} pictures; one thread; bundled nets in {str(dtype).removeprefix('torch.')}, peers in float32"
     )
 
-    nets = {f"{role} {names[role]}": bundled_pose_net(getattr(pair, role)) for role in ("small", "large")}
-    nets |= {peer.name: pose_net(peer) for peer in peers if peer.kind == "heatmap"}
+    nets = {f"{role} {names[role]}": timed(getattr(pair, role)) for role in ("small", "large")}
+    nets |= {path.stem: timed(peer_pose_net(path)) for path in pose_nets}
     poses = estimate({name: estimator for name, (estimator, _) in nets.items()}, pictures, images)
-    for line in report_poses(images, poses, {name: timed.median_ms for name, (_, timed) in nets.items()}):
+    for line in report_poses(images, poses, {name: net.median_ms for name, (_, net) in nets.items()}):
         print(line, flush=True)
 
     detectors = {f"bundled {names['detector']}": Timed(pair.detector)}
-    detectors |= {peer.name: Timed(detector(peer)) for peer in peers if peer.kind != "heatmap"}
+    detectors |= {path.stem: Timed(peer_detector(path)) for path in finders}
     boxes = detect(detectors, pictures, images)
-    for line in report_boxes(images, boxes, {name: timed.median_ms for name, timed in detectors.items()}):
+    for line in report_boxes(images, boxes, {name: each.median_ms for name, each in detectors.items()}):
         print(line, flush=True)
     return 0
 
@@ -359,7 +222,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--split", default="val")
     parser.add_argument("--limit", type=int, help="pictures, from the start of the file")
-    parser.add_argument("--pair", default="embedded")
+    add_pair_arguments(parser)
     parser.add_argument(
         "--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of the bundled nets"
     )
@@ -367,4 +230,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PairError as error:
+        sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Heatmaps to keypoints and back, batched, on any device. Points are (x, y) in heatmap cells.
+"""What nets say to keypoints and back, batched, on any device. Points of heatmaps are (x, y) in cells.
 
 Methods:
 - `argmax`: the highest cell.
@@ -6,6 +6,8 @@ Methods:
   default).
 - `dark`: second-order step on the log of the smoothed heatmap (Zhang et al., CVPR 2020).
 - `dark_udp`: the same with one-cell differences and unbiased coordinates (Huang et al., CVPR 2020).
+
+`simcc` has two vectors instead of a heatmap, one along each axis, finer than pixels (Li et al., ECCV 2022; RTMPose).
 """
 
 from typing import Literal
@@ -13,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.skeleton import FLIP_INDEX
+from models.skeleton import COCO, Skeleton
 
 Method = Literal["argmax", "quarter", "dark", "dark_udp"]
+Codec = Literal["argmax", "quarter", "dark", "dark_udp", "simcc"]
 
 
 def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
@@ -162,14 +165,33 @@ def encode(
     return heatmaps * (weights >= 0.5)[:, :, None, None], weights
 
 
-def flip_heatmaps(heatmaps: Tensor, shift: bool) -> Tensor:
+def flip_heatmaps(heatmaps: Tensor, shift: bool, skeleton: Skeleton = COCO) -> Tensor:
     """Heatmaps (N, K, h, w) of a mirrored crop as if of the crop itself: columns mirrored, left and right
     swapped.
 
     shift: move them one cell right (column 0 stays), which mends the half-cell bias of a plain, non-UDP
     codec.
     """
-    flipped = heatmaps[:, list(FLIP_INDEX)].flip(3)
+    flipped = heatmaps[:, list(skeleton.flip_index)].flip(3)
     if shift:
         flipped = torch.cat((flipped[..., :1], flipped[..., :-1]), dim=3)
     return flipped
+
+
+def decode_simcc(x: Tensor, y: Tensor, split_ratio: float = 2) -> tuple[Tensor, Tensor]:
+    """Highest bin along each axis.
+
+    x: (N, K, width * split_ratio), y: (N, K, height * split_ratio), float. Returns points (N, K, 2) in pixels of the
+    crop and scores (N, K), the smaller of the two maxima. Among equal maxima the first wins; without a positive score
+    the point is bin -1 of both axes, as in MMPose.
+    """
+    (score_x, bin_x), (score_y, bin_y) = x.float().max(dim=2), y.float().max(dim=2)
+    scores = torch.minimum(score_x, score_y)
+    bins = torch.stack((bin_x, bin_y), dim=2).float()
+    return torch.where(scores.unsqueeze(2) > 0, bins, -1.0) / split_ratio, scores
+
+
+def flip_simcc(x: Tensor, y: Tensor, skeleton: Skeleton = COCO) -> tuple[Tensor, Tensor]:
+    """Vectors (N, K, bins) of a mirrored crop as if of the crop itself: x reversed, left and right swapped."""
+    index = list(skeleton.flip_index)
+    return x[:, index].flip(2), y[:, index]

@@ -1,13 +1,16 @@
-"""Person detector: pictures -> boxes. ultralytics' YOLO behind one class, so that another detector can take its place.
+"""Person detectors: pictures -> boxes. Every detector is a `Detector`, so that any can take another's place; here is
+ultralytics' YOLO, and what detectors have in common.
 
-Only the network, its anchors and its non-maximum suppression are taken from ultralytics; its predictor, with its
-settings file, downloads and telemetry, is not used.
+Only the network is taken from ultralytics, when one is loaded; its predictor, with its settings file, downloads and
+telemetry, is not used, and who loads no YOLO does not import it.
 """
 
+import importlib
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from models.defaults import DETECTOR_SIZE, NMS_IOU
 from models.runtime import Network, compile_network
@@ -27,9 +31,11 @@ os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_VERBOSE"] = "false"
 
-from ultralytics.nn.tasks import DetectionModel  # noqa: E402
-from ultralytics.utils.nms import non_max_suppression  # noqa: E402
-from ultralytics.utils.tal import dist2bbox, make_anchors  # noqa: E402
+Detector = Callable[[Sequence[Tensor], Sequence[float]], list[Tensor]]
+"""Pictures (H, W, 3) uint8 RGB and the least score of each, 0 to 1 -> of each (M, 5) float32 on the CPU: x, y, w, h in
+picture pixels, clipped to the picture, and score; best first."""
+
+YOLOS = tuple(f"{family}{size}" for family in ("yolov8", "yolo11", "yolo12") for size in "nsmlx")
 
 FILL = 114
 """Grey around a letterboxed picture, as in training."""
@@ -37,13 +43,18 @@ FILL = 114
 STRIDE = 32
 MAX_DETECTIONS = 300
 
+PICKLED = ("ultralytics.nn.", "ultralytics.utils.", "torch.nn.modules.")
+"""Where the classes of an ultralytics checkpoint may come from."""
+
 
 def build_network(architecture: str) -> Any:
-    """A YOLO detection model for the one class person.
+    """A YOLO detection model, one of YOLOS, for the one class person.
 
     It is the 80-class network with one row in the last class layers: the layers before keep their width, so that the
     weights of a COCO detector carry over whole (ultralytics' own one-class network is narrower there).
     """
+    from ultralytics.nn.tasks import DetectionModel
+
     network = DetectionModel(f"{architecture}.yaml", verbose=False)
     head = network.model[-1]
     for branch in head.cv3:
@@ -51,6 +62,65 @@ def build_network(architecture: str) -> Any:
     head.nc, head.no = 1, 1 + 4 * head.reg_max
     network.names = {0: "person"}
     return network
+
+
+def person_rows(weights: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """The weights of a detector of many classes, person first as in COCO, cut down to fit `build_network`'s."""
+    last = f"model.{len(network.model) - 1}.cv3."
+    wanted = network.state_dict()
+    return {
+        key: value[:1] if key.startswith(last) and key in wanted and wanted[key].shape[:1] == (1,) else value
+        for key, value in weights.items()
+    }
+
+
+def read_ultralytics(path: Path) -> dict[str, Tensor]:
+    """The weights in one of ultralytics' own files (.pt).
+
+    Such a file is a pickle of the whole model. It is read by torch's restricted unpickler, which builds nothing but
+    tensors and the layers of ultralytics and torch, and only their weights are kept. Raises ValueError for any other
+    content.
+    """
+    try:
+        layers = {
+            name: _layer(name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        }
+        foreign = [name for name, layer in layers.items() if layer is None]
+        with torch.serialization.safe_globals([layer for layer in layers.values() if layer is not None]):
+            content = None if foreign else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign pickle makes torch raise
+        raise ValueError("it is no checkpoint of ultralytics' that this release can read") from error
+    if foreign:
+        raise ValueError(f"it holds {foreign[0]}, which is no layer; save its weights as safetensors")
+    model = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
+    if not isinstance(model, nn.Module):
+        raise ValueError("it is no checkpoint of ultralytics'")
+    return {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+    }
+
+
+def _layer(name: str) -> Any:
+    """The class of layers that a pickle names, None for anything else."""
+    if not name.startswith(PICKLED):
+        return None
+    module, _, attribute = name.rpartition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def grid_cells(
+    sizes: Sequence[Sequence[int]], strides: Sequence[float] | Tensor, offset: float
+) -> tuple[Tensor, Tensor]:
+    """The cells of grids (height, width) one after the other, row by row: (cells, 2) x, y + `offset` in cells, and
+    (cells, 1) the stride of each."""
+    points, steps = [], []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) + offset, torch.arange(width) + offset, indexing="ij")
+        points.append(torch.stack((x.flatten(), y.flatten()), dim=1))
+        steps.append(torch.full((height * width, 1), float(stride)))
+    return torch.cat(points), torch.cat(steps)
 
 
 class BoxDecoder(nn.Module):
@@ -62,21 +132,23 @@ class BoxDecoder(nn.Module):
         super().__init__()
         self.network = network.fuse(verbose=False)
         self.head = network.model[-1]
+        self.strides: list[float] = self.head.stride.tolist()
 
     def forward(self, batch: Tensor) -> Tensor:
         self.head.training = True  # only then the head gives its raw maps; it has no layer that minds
         raw = self.network(batch)
-        maps = [level.new_empty(level.shape, dtype=torch.float32) for level in raw["feats"]]
-        points, strides = (part.transpose(0, 1) for part in make_anchors(maps, self.head.stride, 0.5))
+        cells = grid_cells([level.shape[2:] for level in raw["feats"]], self.strides, 0.5)
+        points, strides = (part.T.to(batch.device) for part in cells)
         distribution = raw["boxes"].float().unflatten(1, (4, self.head.reg_max)).softmax(2)
         bins = torch.arange(self.head.reg_max, device=batch.device, dtype=torch.float32)
-        distances = (distribution * bins.view(1, 1, -1, 1)).sum(2)
-        boxes = dist2bbox(distances, points.unsqueeze(0), xywh=True, dim=1) * strides
+        before, behind = (distribution * bins.view(1, 1, -1, 1)).sum(2).chunk(2, 1)
+        low, high = points - before, points + behind
+        boxes = torch.cat([(low + high) / 2, high - low], dim=1) * strides
         return torch.cat([boxes, raw["scores"].float().sigmoid()], dim=1)
 
 
 class YoloDetector:
-    """Boxes of the people in a batch of pictures. `input_size`: pixels of the longest side of what the network sees."""
+    """A `Detector`. `input_size`: pixels of the longest side of what the network sees."""
 
     def __init__(self, network: Network, *, input_size: int = DETECTOR_SIZE) -> None:
         self.network = network
@@ -92,18 +164,13 @@ class YoloDetector:
         device: torch.device,
         dtype: torch.dtype,
     ) -> "YoloDetector":
-        """Load the weights of `build_network(architecture)`. Raises RuntimeError when they do not fit."""
+        """Load weights for one of YOLOS, of one class or of COCO's 80. Raises RuntimeError when they do not fit."""
         network = build_network(architecture)
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(person_rows(weights, network), strict=True)
         return cls(compile_network(BoxDecoder(network.eval()), device, dtype), input_size=input_size)
 
     def __call__(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
-        """Detect people.
-
-        pictures: tensors (H, W, 3) uint8 RGB. min_scores: of each picture, 0 to 1.
-        Returns for each (M, 5) float32 on the CPU: x, y, w, h in picture pixels, clipped to the picture, and score;
-        best first. A picture's boxes do not depend on the others in the batch: only equal shapes run together.
-        """
+        """As `Detector`. A picture's boxes do not depend on the others in the batch: only equal shapes run together."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         inputs = [letterbox(picture, self.input_size) for picture in pictures]
         for index, image in enumerate(inputs):
@@ -111,13 +178,22 @@ class YoloDetector:
         results: list[Tensor] = [torch.empty(0, 5)] * len(pictures)
         for members in groups.values():
             batch = torch.stack([inputs[index] for index in members]).float() / 255
-            floor = min(min_scores[index] for index in members)
-            kept = non_max_suppression(
-                self.network(batch), floor, NMS_IOU, max_det=MAX_DETECTIONS, max_time_img=60.0
-            )
-            for index, found in zip(members, kept, strict=True):
+            for index, candidates in zip(members, self.network(batch), strict=True):
+                found = suppress(candidates, min_scores[index], NMS_IOU)
                 results[index] = to_boxes(found.cpu(), pictures[index], self.input_size, min_scores[index])
         return results
+
+
+def suppress(candidates: Tensor, min_score: float, iou: float) -> Tensor:
+    """Non-maximum suppression: of boxes that overlap by more than `iou` the best stays.
+
+    candidates: (5, anchors) x, y (centre), w, h, score. Returns (M, 5) x1, y1, x2, y2, score, best first.
+    """
+    rows = candidates.T[candidates[4] >= min_score]
+    half = rows[:, 2:4] / 2
+    corners = torch.cat([rows[:, :2] - half, rows[:, :2] + half], dim=1)
+    kept = nms(corners, rows[:, 4], iou)[:MAX_DETECTIONS]
+    return torch.cat([corners, rows[:, 4:]], dim=1)[kept]
 
 
 def letterbox(picture: Tensor, size: int) -> Tensor:
@@ -137,7 +213,7 @@ def letterbox(picture: Tensor, size: int) -> Tensor:
 
 
 def to_boxes(found: Tensor, picture: Tensor, size: int, min_score: float) -> Tensor:
-    """NMS rows (M, 6: x1, y1, x2, y2, score, class) in input pixels -> (M, 5) x, y, w, h, score in picture pixels."""
+    """Rows (M, 5) x1, y1, x2, y2, score in pixels of what `letterbox` made -> (M, 5) as of a `Detector`."""
     height, width = picture.shape[:2]
     found = found[found[:, 4] >= min_score]
     corners = found[:, :4] * max(height, width) / size

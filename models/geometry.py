@@ -6,6 +6,7 @@ conventions are those of MMPose's top-down nets: `plain` matrices have one scale
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,6 +18,19 @@ from models.defaults import ASPECT, PADDING
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 """Of RGB values on the 0..255 scale (ImageNet)."""
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a net wants its input: (value - mean) / std of red, green and blue on the 0..255 scale, then the channels as
+    R, G, B or, `bgr`, as B, G, R."""
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    bgr: bool = False
+
+
+IMAGENET = Normalization()
 
 CV2_MAX_SIDE = 32766  # OpenCV addresses the source of a warp with 16-bit integers
 MIN_EXTENT = 1e-3
@@ -121,16 +135,17 @@ def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, 
     return crops.view(-1, height, width, 3).permute(0, 3, 1, 2)
 
 
-def normalize(crops: Tensor) -> Tensor:
-    """(N, 3, h, w) RGB on the 0..255 scale -> float32, standardised by ImageNet's mean and deviation."""
+def normalize(crops: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
+    """(N, 3, h, w) RGB on the 0..255 scale -> float32 as a net wants it."""
     width = crops.shape[3]
-    std = torch.tensor(STD, device=crops.device)
-    mean = torch.tensor(MEAN, device=crops.device)
+    std = torch.tensor(normalization.std, device=crops.device)
+    mean = torch.tensor(normalization.mean, device=crops.device)
     rows = crops.permute(0, 2, 3, 1).flatten(
         2
     )  # whole rows of RGB: long inner loops, a view where channels are last
     values = rows.float().sub_(mean.repeat(width)).div_(std.repeat(width))
-    return values.view(len(crops), crops.shape[2], width, 3).permute(0, 3, 1, 2)
+    values = values.view(len(crops), crops.shape[2], width, 3).permute(0, 3, 1, 2)
+    return values.flip(1) if normalization.bgr else values
 
 
 def to_picture(

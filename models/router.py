@@ -118,6 +118,8 @@ class Router(nn.Module):
 class DifficultyScorer:
     """People in pictures -> difficulty, through the paper's crop (256 x 192, padding 1.25)."""
 
+    input_size = ROUTER_SIZE
+
     def __init__(self, network: Network) -> None:
         self.network = network
 
@@ -197,6 +199,8 @@ class PoseRouter(nn.Module):
 
 class PoseScorer:
     """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32."""
+
+    input_size = POSE_SIZE
 
     def __init__(self, network: Network, head: nn.Module) -> None:
         self.network = network

@@ -17,6 +17,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LEFT_TO_APP = {"fastapi", "starlette", "uvicorn", "prometheus_client", "asyncio", "threading", "time"}
 """models/ has no HTTP, no threads and no clock."""
+DOWNLOADS = "models/zoo/fetch.py"
+"""A command, no part of the service, though it stands with the pairs that it makes."""
 ONE_THREADED_FILE = "app/batching.py"
 
 
@@ -89,7 +91,21 @@ def test_models_know_neither_http_nor_threads_nor_the_clock() -> None:
     for path in sources("models"):
         if found := {name.split(".")[0] for name in imports(path.read_text(), "models")} & LEFT_TO_APP:
             broken[str(path.relative_to(ROOT))] = found
+    broken.pop(DOWNLOADS, None)
     assert broken == {}
+
+
+def test_only_one_command_downloads() -> None:
+    """Whoever imports it could download as well: that is its command line alone."""
+    clients = ("urllib.request", "http.client", "requests", "httpx", "models.zoo.fetch")
+    found = {
+        str(path.relative_to(ROOT))
+        for room in ("app", "models", "calibration")
+        for path in sources(room)
+        for name in imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
+        if any(is_in(name, client) for client in clients)
+    }
+    assert found == {DOWNLOADS, "models/zoo/__main__.py"}
 
 
 def test_only_the_batch_queues_module_starts_threads() -> None:

@@ -1,13 +1,16 @@
 """Pairs of networks by name or folder."""
 
+from models.zoo.errors import PairError
 from models.zoo.pairs import (
+    DetectorEntry,
+    EstimatorEntry,
     Manifest,
     Pair,
-    PairError,
     load_detector,
     load_estimator,
     load_pair,
     load_router,
+    named_entry,
     pair_folder,
     read_manifest,
     read_weights,
@@ -15,6 +18,8 @@ from models.zoo.pairs import (
 )
 
 __all__ = [
+    "DetectorEntry",
+    "EstimatorEntry",
     "Manifest",
     "Pair",
     "PairError",
@@ -22,6 +27,7 @@ __all__ = [
     "load_estimator",
     "load_pair",
     "load_router",
+    "named_entry",
     "pair_folder",
     "read_manifest",
     "read_weights",

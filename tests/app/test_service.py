@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+import json
 import threading
 import time
 
@@ -18,6 +20,63 @@ def service(pair_folder, **settings) -> Service:
 def test_a_missing_pair_is_refused_at_once(tmp_path):
     with pytest.raises(PairError, match=r"pair\.json"):
         service(tmp_path)
+
+
+def edit(pair_folder, role, **changes):
+    path = pair_folder / "pair.json"
+    manifest = json.loads(path.read_text())
+    manifest[role] |= changes
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_net_of_other_keypoints_is_refused_at_once(pair_folder):
+    edit(pair_folder, "large", keypoints="crowdpose")
+    with pytest.raises(PairError, match="the large net has the keypoints of crowdpose; COCO's 17 are served"):
+        service(pair_folder)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"any")
+    return path
+
+
+def test_settings_replace_parts_of_the_pair_and_answers_name_what_runs(serve, weights):
+    client = serve(small=f"resnet50={weights}", detector=f"yolov8x={weights}")
+    digits = hashlib.sha256(b"any").hexdigest()[:8]
+    models = client.get("/version").json()["models"]
+    assert models["pair"] == "fake with another detector, small"
+    assert models["small"] == f"resnet50-192x256-{digits}"
+    assert models["detector"] == f"yolov8x-640-{digits}"
+    assert models["large"] == "tinypose-192x256-cccccccc"
+
+
+def test_a_file_that_is_not_there_is_refused_at_once(pair_folder):
+    with pytest.raises(PairError, match=r"LARGE: cannot read /nowhere\.onnx"):
+        service(pair_folder, large="/nowhere.onnx")
+
+
+def test_another_router_is_served_with_one_warning_that_the_calibration_does_not_fit(serve, weights, caplog):
+    client = serve(router=f"dynpose={weights}", detector=f"yolov8x={weights}")
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "made with another router" in record.message
+    config = client.get("/config").json()
+    assert config["mode"] == "tracking"
+    assert config["warnings"] == [record.message]
+    answer = client.post("/pose", files={"images": picture_of([0.41, 0.59])})
+    assert len(answer.json()["images"][0]["people"]) == 2
+
+
+def test_another_detector_is_served_with_a_warning(serve, weights, caplog):
+    serve(detector=f"yolov8x={weights}")
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "made with another detector" in record.message
+
+
+def test_the_pairs_own_parts_give_no_warning(serve, caplog):
+    serve()
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_a_pair_that_does_not_load_stops_the_service_and_says_why(pair_folder):

@@ -86,6 +86,13 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["small", "large", "detector", "router"])
+def test_a_part_of_the_pair_is_replaced_by_a_setting(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert getattr(load_settings(), name) is None
+    monkeypatch.setenv(name.upper(), "resnet50=/weights/r50.pth")
+    assert getattr(load_settings(), name) == "resnet50=/weights/r50.pth"
+
+
 def test_tokens_do_not_show_in_a_printed_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADMIN_TOKEN", "quite-secret")
     monkeypatch.setenv("POSE_TOKEN", "also-secret")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.codec import Method, decode, encode, flip_heatmaps
-from models.skeleton import FLIP_INDEX
+from models.codec import Method, decode, decode_simcc, encode, flip_heatmaps, flip_simcc
+from models.skeleton import CROWDPOSE, FLIP_INDEX
 
 DATA = Path(__file__).parents[1] / "data"
 HEATMAP = (48, 64)
@@ -76,6 +76,40 @@ def test_the_flip_index_of_the_reference_is_ours() -> None:
 def test_flipping_twice_without_shift_changes_nothing() -> None:
     heatmaps = torch.rand(2, 17, 8, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(flip_heatmaps(flip_heatmaps(heatmaps, False), False), heatmaps)
+
+
+def test_the_maps_of_another_keypoint_set_swap_its_own_left_and_right() -> None:
+    heatmaps = torch.zeros(1, 14, 2, 3)
+    heatmaps[0, 0, 0, 0] = heatmaps[0, 13, 1, 2] = 1  # left shoulder, neck
+    flipped = flip_heatmaps(heatmaps, False, CROWDPOSE)
+    assert flipped.nonzero().tolist() == [[0, 1, 0, 2], [0, 13, 1, 0]]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> dict[str, Tensor]:
+    return load("simcc.npz")
+
+
+def test_simcc_vectors_decode_as_the_reference_does(vectors: dict[str, Tensor]) -> None:
+    points, scores = decode_simcc(vectors["simcc_x"][None], vectors["simcc_y"][None])
+    assert torch.equal(points[0], vectors["keypoints"])
+    assert torch.equal(scores[0], vectors["scores"])
+
+
+def test_a_mirrored_crops_simcc_vectors_are_turned_back_as_the_reference_does(
+    vectors: dict[str, Tensor],
+) -> None:
+    x, y = flip_simcc(vectors["simcc_x"][None], vectors["simcc_y"][None])
+    assert torch.equal(x[0, 3], vectors["flip_x_row3"])
+    assert torch.equal(y[0, 3], vectors["flip_y_row3"])
+
+
+def test_simcc_finer_than_half_a_pixel() -> None:
+    x, y = torch.zeros(1, 1, 40), torch.zeros(1, 1, 60)
+    x[0, 0, 5], y[0, 0, 6] = 0.9, 0.7
+    points, scores = decode_simcc(x, y, split_ratio=4)
+    assert points.flatten().tolist() == [1.25, 1.5]
+    assert scores.item() == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("method", ["argmax", "quarter", "dark", "dark_udp"])

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -6,8 +9,10 @@ import torch
 import ultralytics
 from torch import Tensor
 
-from models.detector import YoloDetector, letterbox, to_boxes
+from models.detector import YoloDetector, build_network, letterbox, read_ultralytics, suppress, to_boxes
 from models.zoo import load_detector, read_manifest
+
+from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
 
@@ -96,10 +101,109 @@ def test_boxes_keep_full_precision_when_the_convolutions_run_in_half(detector: Y
 def test_zero_area_boxes_and_boxes_below_the_score_are_dropped():
     rows = torch.tensor(
         [
-            [10.0, 10.0, 50.0, 90.0, 0.9, 0.0],
-            [-30.0, 10.0, -5.0, 90.0, 0.8, 0.0],  # left of the picture
-            [10.0, 10.0, 50.0, 90.0, 0.2, 0.0],
+            [10.0, 10.0, 50.0, 90.0, 0.9],
+            [-30.0, 10.0, -5.0, 90.0, 0.8],  # left of the picture
+            [10.0, 10.0, 50.0, 90.0, 0.2],
         ]
     )
     boxes = to_boxes(rows, torch.zeros(200, 100, 3, dtype=torch.uint8), 100, 0.3)
     assert boxes.tolist() == [pytest.approx([20, 20, 80, 160, 0.9])]
+
+
+def test_of_boxes_that_overlap_the_better_stays():
+    candidates = torch.tensor(
+        [
+            [20.0, 20, 10, 10, 0.5],
+            [21.0, 20, 10, 10, 0.9],  # IoU 0.82 with the first
+            [40.0, 20, 10, 10, 0.3],
+        ]
+    ).T
+    assert suppress(candidates, 0.1, 0.7)[:, 4].tolist() == pytest.approx([0.9, 0.3])
+    assert suppress(candidates, 0.4, 0.9)[:, 4].tolist() == pytest.approx([0.9, 0.5])
+    assert suppress(candidates, 0.4, 0.7).tolist() == [pytest.approx([16, 15, 26, 25, 0.9])]
+
+
+@pytest.fixture(scope="module")
+def coco_model() -> DetectionModel:
+    torch.manual_seed(0)
+    return DetectionModel("yolov8n.yaml", verbose=False).eval()
+
+
+def test_of_a_coco_detectors_80_classes_only_the_person_counts(coco_model: DetectionModel):
+    cpu = torch.device("cpu")
+    detector = YoloDetector.from_weights(
+        coco_model.state_dict(), architecture="yolov8n", input_size=64, device=cpu, dtype=torch.float32
+    )
+    batch = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = coco_model(batch)[0]
+    found = detector.network(batch)
+    assert found.shape == (1, 5, 84)
+    assert torch.allclose(found, expected[:, :5], atol=1e-3)
+
+
+def test_weights_of_another_yolo_are_refused(coco_model: DetectionModel):
+    with pytest.raises(RuntimeError):
+        YoloDetector.from_weights(
+            coco_model.state_dict(),
+            architecture="yolov8s",
+            input_size=64,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+
+
+@pytest.mark.parametrize("architecture", ["yolo11n", "yolo12n"])
+def test_later_yolos_are_read_as_the_first(architecture: str):
+    torch.manual_seed(0)
+    model = DetectionModel(f"{architecture}.yaml", verbose=False)
+    build_network(architecture)
+    detector = YoloDetector.from_weights(
+        model.state_dict(),
+        architecture=architecture,
+        input_size=64,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert detector.network(torch.rand(1, 3, 64, 64)).shape == (1, 5, 84)
+
+
+def test_a_checkpoint_of_ultralytics_gives_its_weights(coco_model: DetectionModel, tmp_path: Path):
+    torch.save(
+        {"model": coco_model, "ema": None, "epoch": -1, "train_args": {"imgsz": 640}}, tmp_path / "y.pt"
+    )
+    weights = read_ultralytics(tmp_path / "y.pt")
+    assert weights.keys() == coco_model.state_dict().keys()
+    assert torch.equal(weights["model.0.conv.weight"], coco_model.state_dict()["model.0.conv.weight"])
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("bomb",)
+
+
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Bomb()}, "bomb.pt")
+    with pytest.raises(ValueError, match="mkdir, which is no layer"):
+        read_ultralytics(Path("bomb.pt"))
+    assert not Path("bomb").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", None])
+def test_a_file_that_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "x.pt"
+    if content is None:
+        torch.save({"weights": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="no checkpoint of ultralytics"):
+        read_ultralytics(path)
+
+
+def test_who_loads_no_yolo_does_not_import_ultralytics():
+    program = "import sys, models.zoo, app.service; sys.exit('ultralytics' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

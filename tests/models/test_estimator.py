@@ -1,8 +1,11 @@
+import pytest
 import torch
 from torch import Tensor
 
+from models.codec import Codec
 from models.estimator import PoseEstimator
-from models.skeleton import FLIP_INDEX
+from models.geometry import Normalization
+from models.skeleton import COCO, CROWDPOSE, FLIP_INDEX, Skeleton
 
 INPUT_SIZE = (96, 128)
 
@@ -58,3 +61,76 @@ def test_the_flip_test_swaps_left_and_right_back():
     plain, flipped = estimator([picture], boxes), estimator([picture], boxes, flip_test=True)
     assert plain[0, :, 0].tolist() == [4.0 * (joint + 3) for joint in range(17)]
     assert torch.allclose(flipped, plain, atol=1e-4)
+
+
+def brightest_bins(crops: Tensor) -> Tensor:
+    """A SimCC network with two bins a pixel: its vectors are the crop's brightest values along each axis."""
+    bright = crops.mean(dim=1) - crops.amin()
+    x, y = bright.amax(dim=1), bright.amax(dim=2)
+    return torch.cat([x, y], dim=1).repeat_interleave(2, dim=1)[:, None].expand(-1, 17, -1).contiguous()
+
+
+def test_a_simcc_net_answers_in_picture_pixels_with_scores_up_to_one():
+    estimator = PoseEstimator(brightest_bins, input_size=INPUT_SIZE, codec="simcc")
+    picture = picture_with_spot(150, 80)
+    boxes = torch.tensor([[100.0, 30.0, 120.0, 160.0]])
+    for flip_test in (False, True):
+        keypoints = estimator([picture], boxes, flip_test=flip_test)
+        assert keypoints.shape == (1, 17, 3)
+        # Among equal bins the first wins: half a spot, 4.5 px, to the left and above.
+        assert (keypoints[0, :, :2] - torch.tensor([150.0, 80.0])).abs().max() < 7
+        assert (keypoints[0, :, 2] == 1).all()  # the raw peak is above
+
+
+@pytest.mark.parametrize("codec", ["quarter", "dark_udp", "simcc"])
+@pytest.mark.parametrize("skeleton", [COCO, CROWDPOSE])
+def test_a_mirrored_persons_left_is_its_right_in_every_codec_and_keypoint_set(
+    codec: Codec, skeleton: Skeleton
+):
+    """A symmetric picture and a net that puts joint k at a place of its own: the flip test moves every joint to the
+    middle between its place and the mirror image of its partner's."""
+    count = len(skeleton.keypoints)
+    width, height = 24, 32
+
+    def network(crops: Tensor) -> Tensor:
+        x = torch.exp(-((torch.arange(width) - 11.5 - torch.arange(count)[:, None] / 4) ** 2) / 8)
+        y = torch.exp(-((torch.arange(height) - 16.0) ** 2) / 8).expand(count, -1)
+        if codec == "simcc":
+            return torch.cat([x, y], dim=1).expand(len(crops), -1, -1).contiguous()
+        return (y[:, :, None] * x[:, None, :]).expand(len(crops), -1, -1, -1).contiguous()
+
+    estimator = PoseEstimator(network, input_size=(24, 32), codec=codec, skeleton=skeleton)
+    seen = []
+    estimator.network = lambda crops: seen.append(crops) or network(crops)
+    keypoints = estimator(
+        [torch.zeros(32, 24, 3, dtype=torch.uint8)], torch.tensor([[2.4, 3.2, 19.2, 25.6]]), flip_test=True
+    )
+    assert len(seen) == 2
+    assert keypoints.shape == (1, count, 3)
+    left, right = skeleton.flip_pairs[0]
+    single = [k for k in range(count) if skeleton.flip_index[k] == k]
+    sums = keypoints[0, left, 0] + keypoints[0, right, 0]
+    assert sums == pytest.approx(24, abs=2)  # symmetric about the crop's middle, to a cell
+    assert all(abs(keypoints[0, k, 0] - 12) < 4.5 for k in single)
+
+
+def test_a_net_sees_its_own_mean_deviation_channel_order_and_padding():
+    seen: list[Tensor] = []
+
+    def network(crops: Tensor) -> Tensor:
+        seen.append(crops)
+        return torch.zeros(len(crops), 17, 8, 6)
+
+    picture = torch.zeros(64, 48, 3, dtype=torch.uint8)
+    picture[:] = torch.tensor([103, 42, 11], dtype=torch.uint8)
+    estimator = PoseEstimator(
+        network,
+        input_size=(48, 64),
+        codec="argmax",
+        normalization=Normalization((3.0, 2.0, 1.0), (10.0, 20.0, 30.0), bgr=True),
+        padding=1.0,
+    )
+    estimator([picture], torch.tensor([[0.0, 0.0, 48.0, 64.0]]))
+    assert seen[0].shape == (1, 3, 64, 48)
+    assert seen[0][0, :, 32, 24].tolist() == pytest.approx([10 / 30, 2.0, 10.0])
+    assert seen[0][0, 2, 0, 0] == pytest.approx(10)  # without padding the corner is in the picture
