@@ -7,16 +7,13 @@ from torch import Tensor
 
 from app.pipeline import ImageResult, Person
 from app.policy import Route
-from models.skeleton import SKELETON
+from models.drawing import BLUE, DARK, GREEN, ORANGE, PURPLE, Colour, draw_person
 
-# Okabe and Ito's palette: told apart by colour-blind people too.
-COLOURS = {Route.easy: (0, 158, 115), Route.hard: (230, 159, 0), Route.extremely_hard: (204, 121, 167)}
-FORCED_COLOUR = (86, 180, 233)
-DARK = (20, 20, 20)
+COLOURS = {Route.easy: GREEN, Route.hard: ORANGE, Route.extremely_hard: PURPLE}
+FORCED_COLOUR = BLUE
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-MIN_JOINT_SCORE = 0.2
 MIN_SIDE = 640
 """Pictures whose longest side is smaller are enlarged, so that labels can be read."""
 SUPERSAMPLED_PIXELS = 2_000_000
@@ -36,7 +33,15 @@ def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
     pen = ImageDraw.Draw(canvas)
     unit = max(canvas.size) / 300  # a line's width, before it is fitted to the person
     for person in reversed(result.people):  # the best last, on top
-        _skeleton(pen, person, factor, unit, canvas.size)
+        draw_person(
+            pen,
+            person.bbox,
+            person.keypoints,
+            _colour(person),
+            factor=factor,
+            unit=unit,
+            size=canvas.size,
+        )
     font = ImageFont.load_default(max(canvas.size) / 55)
     for person in reversed(result.people):
         _label(pen, person, factor, font, canvas.width)
@@ -55,34 +60,8 @@ def encode(image: Image.Image, accept: str) -> tuple[bytes, str]:
     return buffer.getvalue(), "image/jpeg" if jpeg else "image/png"
 
 
-def _colour(person: Person) -> tuple[int, int, int]:
+def _colour(person: Person) -> Colour:
     return FORCED_COLOUR if person.route is None else COLOURS[person.route]
-
-
-def _skeleton(
-    pen: ImageDraw.ImageDraw, person: Person, factor: float, unit: float, size: tuple[int, int]
-) -> None:
-    colour = _colour(person)
-    width = max(2, round(min(unit, person.bbox[3] * factor / 60)))
-    x, y, w, h = (value * factor for value in person.bbox)
-    # A given box, and with it the joints, may reach far out of the picture, where drawing takes for ever.
-    left, right = (max(-width, min(edge, size[0] + width)) for edge in (x, x + w))
-    top, bottom = (max(-width, min(edge, size[1] + width)) for edge in (y, y + h))
-    pen.rectangle((left, top, right, bottom), outline=colour, width=max(1, width // 2))
-    joints = {
-        index: (kx * factor, ky * factor)
-        for index, (kx, ky, score) in enumerate(person.keypoints)
-        if score >= MIN_JOINT_SCORE
-        and -size[0] <= kx * factor <= 2 * size[0]
-        and -size[1] <= ky * factor <= 2 * size[1]
-    }
-    for thickness, paint in ((2 * width, DARK), (width, colour)):  # a dark edge shows on any background
-        for a, b in SKELETON:
-            if a in joints and b in joints:
-                pen.line((joints[a], joints[b]), fill=paint, width=thickness)
-        for jx, jy in joints.values():
-            radius = width + thickness / 4
-            pen.ellipse((jx - radius, jy - radius, jx + radius, jy + radius), fill=paint)
 
 
 def _label(pen: ImageDraw.ImageDraw, person: Person, factor: float, font: Font, canvas_width: int) -> None:
@@ -105,9 +84,7 @@ def _legend(pen: ImageDraw.ImageDraw, result: ImageResult, font: Font, canvas_he
             x += width
 
 
-def _tag(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: Font, colour: tuple[int, int, int]
-) -> None:
+def _tag(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: Font, colour: Colour) -> None:
     width, height = _tag_size(pen, text, font)
     x, y = at
     pen.rectangle((x, y, x + width, y + height), fill=colour)

@@ -1,4 +1,4 @@
-"""COCO's keypoint AP, AP50 and AR, with bootstrap intervals over pictures.
+"""COCO's keypoint AP and AR, also by CrowdPose's rules, with bootstrap intervals over pictures.
 
 pycocotools (a development package) matches predictions with labels; the sums over pictures are made here, since a
 bootstrap needs hundreds of them.
@@ -6,24 +6,34 @@ bootstrap needs hundreds of them.
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.data import LabelledImage, LabelledPerson
 from calibration.okd import oks
+from models.skeleton import by_keypoints
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MIN_KEYPOINT_SCORE = 0.2
 BOOTSTRAPS = 500
 
+Area = Literal["all", "medium", "large"]
+AREAS: dict[Area, list[float]] = {"all": [0, 1e10], "medium": [32**2, 96**2], "large": [96**2, 1e10]}
+"""COCO's sizes of people, square pixels."""
+
+CROWDING = {"easy": (0.0, 0.2), "medium": (0.2, 0.8), "hard": (0.8, float("inf"))}
+"""CrowdPose: crowd index of a picture, from the first, below the last. The code of its public evaluation has 0.2 where
+the paper is often quoted with 0.1."""
+
 
 @dataclass(frozen=True)
 class Pose:
-    """One estimated person: the score of its box, 0 to 1, and keypoints (17, 3) x, y, score in picture pixels."""
+    """One estimated person: the score of its box, 0 to 1, and keypoints (K, 3) x, y, score in picture pixels."""
 
     bbox_score: float
     keypoints: np.ndarray
@@ -53,13 +63,16 @@ class Matches:
 class Accuracy:
     ap: float
     ap50: float
+    ap75: float
     ar: float
 
 
-def match(images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]]) -> list[Matches]:
+def match(
+    images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]], area: Area = "all"
+) -> list[Matches]:
     """Match poses with the labels of their picture, as pycocotools does for keypoints (the 20 best of a picture).
 
-    poses: by image id. Returns one entry per image.
+    poses: by image id. area: people of another size do not count. Returns one entry per image.
     """
     people = [(image.id, person) for image in images for person in image.people]
     found = [(image.id, pose) for image in images for pose in poses.get(image.id, ())]
@@ -68,6 +81,7 @@ def match(images: Sequence[LabelledImage], poses: Mapping[int, Sequence[Pose]]) 
         [_annotation(image_id, person) for image_id, person in people],
         [_detection(image_id, pose) for image_id, pose in found],
         "keypoints",
+        area,
     )
 
 
@@ -76,6 +90,7 @@ def coco_matches(
     truth: Sequence[dict[str, object]],
     found: Sequence[dict[str, object]],
     kind: Literal["keypoints", "bbox"],
+    area: Area = "all",
 ) -> list[Matches]:
     """pycocotools' matching at its ten thresholds, one entry per image. truth and found: COCO annotations and results
     without id and category."""
@@ -93,7 +108,10 @@ def coco_matches(
             }
             coco.createIndex()
         evaluation = COCOeval(labelled, detected, kind)
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [AREAS[area]], [area]
+        if kind == "keypoints" and found:
+            keypoints = len(cast(list[float], found[0]["keypoints"])) // 3
+            evaluation.params.kpt_oks_sigmas = np.array(by_keypoints(keypoints).sigmas)
         evaluation.evaluate()
     by_image = {entry["image_id"]: entry for entry in evaluation.evalImgs if entry is not None}
     return [_matches(by_image.get(image.id)) for image in images]
@@ -105,12 +123,20 @@ def without_doubles(poses: Sequence[Pose], areas: Sequence[float], limit: float 
     areas: of the padded boxes, square pixels. MMPose's protocol, with which the paper's AP is measured.
     """
     kept: list[int] = []
-    points = np.array([pose.keypoints[:, :2] for pose in poses], dtype=np.float64).reshape(-1, 17, 2)
+    if not poses:
+        return kept
+    points = np.array([pose.keypoints[:, :2] for pose in poses], dtype=np.float64)
+    joints = points.shape[1]
+    sigmas = by_keypoints(joints).sigmas
     for index in sorted(range(len(poses)), key=lambda i: -poses[i].score):
         # The suppressed pose's own area counts as well: MMPose takes the mean of both.
         mean = (np.array([areas[k] for k in kept]) + areas[index]) / 2
         alike = oks(
-            np.repeat(points[index][None], len(kept), 0), points[kept], np.ones((len(kept), 17)), mean
+            np.repeat(points[index][None], len(kept), 0),
+            points[kept],
+            np.ones((len(kept), joints)),
+            mean,
+            sigmas,
         )
         if not (alike > limit).any():
             kept.append(index)
@@ -124,7 +150,7 @@ def _annotation(image_id: int, person: LabelledPerson) -> dict[str, object]:
         "area": person.area,
         "iscrowd": int(person.crowd),
         "keypoints": person.keypoints.flatten().tolist(),
-        "num_keypoints": int((person.keypoints[:, 2] > 0).sum()),
+        "num_keypoints": int(person.has_pose and (person.keypoints[:, 2] > 0).sum()),
     }
 
 
@@ -154,32 +180,57 @@ def _matches(entry: dict | None) -> Matches:  # type: ignore[type-arg]
 
 
 def accuracy(matches: Iterable[Matches]) -> Accuracy:
-    """COCO's AP (mean over OKS thresholds), AP at 0.50 and AR over all people of the pictures. NaN with
+    """COCO's AP (mean over OKS thresholds), AP at 0.50 and 0.75, and AR over all people of the pictures. NaN with
     nobody.
     """
     matches = list(matches)
-    labelled = sum(m.labelled for m in matches)
-    if labelled == 0:
-        return Accuracy(np.nan, np.nan, np.nan)
-    order = np.argsort(-np.concatenate([m.scores for m in matches]), kind="stable")
-    right = np.concatenate([m.right for m in matches], axis=1)[:, order].cumsum(axis=1)
-    wrong = np.concatenate([m.wrong for m in matches], axis=1)[:, order].cumsum(axis=1)
-    if not len(order):
-        return Accuracy(0.0, 0.0, 0.0)
-    recall = right / labelled
-    precision = right / np.maximum(right + wrong, 1)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
-    ap = np.array(
-        [row[np.searchsorted(r, RECALLS, side="left")].mean() for row, r in zip(padded, recall, strict=True)]
-    )
-    return Accuracy(float(ap.mean()), float(ap[0]), float(recall[:, -1].mean()))
+    ap, recall = next(_sums(matches, np.ones((1, len(matches)), dtype=np.int64)))
+    return Accuracy(float(ap.mean()), float(ap[0]), float(ap[5]), float(recall.mean()))
+
+
+def bootstrap(matches: Sequence[Matches], times: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(D,) APs of D samples of the pictures. times: (D, pictures), how often a sample has each picture."""
+    return np.array([ap.mean() for ap, _ in _sums(matches, times)])
+
+
+def draws(pictures: int, count: int = BOOTSTRAPS, seed: int = 0) -> NDArray[np.int64]:
+    """(count, pictures) for `bootstrap`: as many pictures as there are, drawn with replacement."""
+    random = np.random.default_rng(seed)
+    return random.multinomial(pictures, np.full(pictures, 1 / pictures), size=count)
 
 
 def interval(matches: Sequence[Matches], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the AP, pictures drawn with replacement."""
-    random = np.random.default_rng(seed)
-    draws = random.integers(0, len(matches), (BOOTSTRAPS, len(matches)))
-    aps = [accuracy(matches[i] for i in draw).ap for draw in draws]
+    """95 % bootstrap interval of the AP, pictures drawn with replacement; NaN where nobody is labelled."""
+    aps = bootstrap(matches, draws(len(matches), seed=seed))
+    if np.isnan(aps).all():
+        return np.nan, np.nan
     low, high = np.nanpercentile(aps, (2.5, 97.5))
     return float(low), float(high)
+
+
+def _sums(
+    matches: Sequence[Matches], times: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """AP (10,) and highest recall (10,) per OKS threshold, of every sample of the pictures."""
+    nothing = np.zeros((len(OKS_THRESHOLDS), 0), dtype=bool)
+    scores = np.concatenate([np.zeros(0), *(m.scores for m in matches)])
+    order = np.argsort(-scores, kind="stable")
+    picture = np.repeat(np.arange(len(matches)), [len(m.scores) for m in matches])[order]
+    right = np.concatenate([nothing, *(m.right for m in matches)], axis=1)[:, order]
+    wrong = np.concatenate([nothing, *(m.wrong for m in matches)], axis=1)[:, order]
+    labelled = np.array([m.labelled for m in matches], dtype=np.int64)
+    for drawn in times:
+        people = int(drawn @ labelled)
+        if people == 0:
+            yield np.full(len(nothing), np.nan), np.full(len(nothing), np.nan)
+        elif not len(order):
+            yield np.zeros(len(nothing)), np.zeros(len(nothing))
+        else:
+            weight = drawn[picture]
+            hits, misses = (right * weight).cumsum(axis=1), (wrong * weight).cumsum(axis=1)
+            recall = hits / people
+            precision = hits / np.maximum(hits + misses, 1)
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            padded = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
+            at = [np.searchsorted(row, RECALLS, side="left") for row in recall]
+            yield np.array([row[cells].mean() for row, cells in zip(padded, at, strict=True)]), recall[:, -1]

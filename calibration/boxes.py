@@ -1,13 +1,15 @@
 """Boxes to estimate poses in, and the labelled people they belong to."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.data import LabelledImage, LabelledPerson, Pictures
-from models.detector import YoloDetector
+from models.detector import Detector
 
 Array = NDArray[np.float64]
 Bbox = tuple[float, float, float, float]
@@ -42,7 +44,7 @@ def labelled_boxes(images: Sequence[LabelledImage]) -> list[FoundPerson]:
 
 
 def detected_boxes(
-    detector: YoloDetector, pictures: Pictures, images: Sequence[LabelledImage], min_score: float
+    detector: Detector, pictures: Pictures, images: Sequence[LabelledImage], min_score: float
 ) -> list[FoundPerson]:
     """Every box of the detector from `min_score` up, the best first in each picture."""
     found = []
@@ -50,6 +52,24 @@ def detected_boxes(
         rows = detector([pictures(image)], [min_score])[0].double().numpy()
         found += assign(rows, image)
     return found
+
+
+def read_coco_results(path: Path) -> dict[int, Array]:
+    """The people of a COCO results file of boxes, by image id: (M, 5) x, y, w, h, score.
+
+    The file is a list of objects with `image_id`, `bbox` (x, y, w, h), `score` and, unless all are people,
+    `category_id` (1 is a person). Raises OSError, or ValueError with what is wrong.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+        people = [entry for entry in entries if entry.get("category_id", 1) == 1]
+        rows: dict[int, list[list[float]]] = {}
+        for entry in people:
+            x, y, w, h = (float(value) for value in entry["bbox"])
+            rows.setdefault(int(entry["image_id"]), []).append([x, y, w, h, float(entry["score"])])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a COCO results file of boxes: {error!r}") from error
+    return {key: np.array(boxes, dtype=np.float64) for key, boxes in rows.items()}
 
 
 def assign(rows: Array, image: LabelledImage) -> list[FoundPerson]:

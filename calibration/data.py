@@ -17,7 +17,6 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
-
 LAYOUTS = (
     ("{split}.json", ""),
     ("annotations/person_keypoints_{split}.json", "{split}/"),
@@ -93,7 +92,9 @@ def read_split(folder: Path, split: str) -> list[LabelledImage]:
     """
     place = find_split(folder, split)
     if place is None:
-        raise FileNotFoundError(f"{folder} has none of {', '.join(n.format(split=split) for n, _ in LAYOUTS)}")
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join(n.format(split=split) for n, _ in LAYOUTS)}"
+        )
     file, prefix = place
     content = json.loads(file.read_text())
     people: dict[int, list[LabelledPerson]] = {}

@@ -23,7 +23,7 @@ from models.runtime import resolve_device, resolve_dtype
 from models.zoo import load_pair
 
 Detector = Callable[[Sequence[Tensor], Sequence[float]], list[Tensor]]
-"""As `models.detector.YoloDetector`: pictures and their least scores -> (M, 5) x, y, w, h, score."""
+"""As `models.detector.Detector`: pictures and their least scores -> (M, 5) x, y, w, h, score."""
 
 Boxes = Mapping[int, Array]
 """By image id: (M, 5) x, y, w, h, score in picture pixels, in any order. An image without boxes may be missing."""

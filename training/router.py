@@ -27,9 +27,10 @@ from torch.nn import functional
 
 from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
-from calibration.gain import highest, similarity
+from calibration.estimates import similarity
+from calibration.rules import highest
 from calibration.train_router import sloppy
-from models.detector import YoloDetector
+from models.detector import Detector
 from models.estimator import PoseEstimator
 from models.router import GainHead, PoseRouter, PoseScorer
 from models.runtime import compile_network, resolve_device, resolve_dtype
@@ -97,7 +98,7 @@ def boxes_of(
 def collect(
     images: list[LabelledImage],
     pictures: Pictures,
-    detector: YoloDetector,
+    detector: Detector,
     scorer: PoseScorer,
     small: PoseEstimator,
     large: PoseEstimator,

@@ -1,6 +1,7 @@
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calibration.boxes import Bbox, assign, detected_boxes, labelled_boxes
+from calibration.boxes import Bbox, assign, detected_boxes, labelled_boxes, read_coco_results
 from calibration.data import LabelledImage, LabelledPerson, Pictures
 from models.detector import YoloDetector
 
@@ -94,3 +95,64 @@ def test_detected_boxes_are_those_of_each_picture_from_the_least_score_up(tmp_pa
     ]
     assert [p.label and p.label.id for p in found] == [3, None, 4, None]
     assert len(detected_boxes(cast(YoloDetector, detector), Pictures(tmp_path), images, 0.3)) == 2
+
+
+def found(image_id: int, bbox: list[float], score: float, **more: Any) -> dict[str, Any]:
+    return {"image_id": image_id, "bbox": bbox, "score": score} | more
+
+
+def test_a_coco_results_file_gives_its_people_by_image(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    entries = [
+        found(7, [1, 2, 3.5, 4], 0.5, category_id=1),
+        found(9, [0, 0, 5, 5], 1, category_id=1),
+        found(7, [8, 9, 10, 11], 0.75, category_id=1, segmentation=[]),
+        found(7, [0, 0, 1, 1], 0.9, category_id=18),
+    ]
+    file.write_text(json.dumps(entries))
+    rows = read_coco_results(file)
+    assert {key: value.tolist() for key, value in rows.items()} == {
+        7: [[1, 2, 3.5, 4, 0.5], [8, 9, 10, 11, 0.75]],
+        9: [[0, 0, 5, 5, 1]],
+    }
+    assert {value.dtype for value in rows.values()} == {np.dtype(np.float64)}
+
+
+def test_boxes_without_a_category_are_of_people_and_no_boxes_are_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps([found(7, [1, 2, 3, 4], 0.5)]))
+    assert read_coco_results(file)[7].tolist() == [[1, 2, 3, 4, 0.5]]
+    file.write_text("[]")
+    assert read_coco_results(file) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no json",
+        b"\xff\xfe",
+        b"",
+        b"7",
+        b"null",
+        b"[7]",
+        b'{"annotations": []}',
+        json.dumps([{"image_id": 7, "score": 0.5}]).encode(),
+        json.dumps([{"image_id": 7, "bbox": [1, 2, 3, 4]}]).encode(),
+        json.dumps([{"bbox": [1, 2, 3, 4], "score": 0.5}]).encode(),
+        json.dumps([found(7, [1, 2, 3], 0.5)]).encode(),
+        json.dumps([found(7, [1, 2, 3, 4, 5], 0.5)]).encode(),
+        json.dumps([{"image_id": 7, "bbox": None, "score": 0.5}]).encode(),
+        json.dumps([{"image_id": "seven", "bbox": [1, 2, 3, 4], "score": 0.5}]).encode(),
+        json.dumps([{"image_id": 7, "category_id": 1, "keypoints": [1, 2, 2] * 17, "score": 0.5}]).encode(),
+    ],
+)
+def test_a_file_that_holds_no_boxes_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "found.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"found\.json is not a COCO results file of boxes"):
+        read_coco_results(file)
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"found\.json"):
+        read_coco_results(tmp_path / "found.json")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,37 +8,22 @@ from calibration.data import LabelledImage, LabelledPerson
 
 pytest.importorskip("pycocotools")
 
-from calibration.gain import (
-    Estimates,
-    band,
-    choices,
-    highest,
-    oks_gain,
-    padded_area,
-    priorities,
-    recovered_gains,
-)
-
-BOX_RULES = {
-    "box score",
-    "box score x area",
-    "small net's lowest confidence x box score",
-    "oracle: boxes with a person",
-}
-ORACLE = "oracle: OKS gain"
-BAND = "router, middle band (`band`)"
+from calibration.accuracy import accuracy
+from calibration.estimates import Costs, Estimates, Matcher
+from calibration.gain import MIN_DIFFERENCE, Gain, recovered_gains
+from calibration.rules import BAND, ORACLE, RANDOM, TOP, rules
 
 
 def labelled(key: int, bbox: Bbox, keypoints: np.ndarray) -> LabelledPerson:
     return LabelledPerson(key, bbox, keypoints, bbox[2] * bbox[3] / 2, False, None)
 
 
-def scene(*, detector: bool) -> tuple[list[LabelledImage], Estimates]:
-    """20 pictures with two people each. The large net is exact; the small one is far off for every other person,
-    which neither router nor scores nor boxes tell. With a detector's boxes, one box a picture shows nobody."""
+def scene(*, detector: bool, pictures: int = 20) -> tuple[list[LabelledImage], Estimates]:
+    """Pictures with two people each. The large net is exact; the small one is far off for every other person, which
+    neither router nor scores nor boxes tell. With a detector's boxes, one box a picture shows nobody."""
     rng = np.random.default_rng(0)
     images, found, large = [], [], []
-    for image_id in range(20):
+    for image_id in range(pictures):
         people = []
         for i in range(2):
             bbox = (10.0 + 200 * i, 10.0, 60.0, float(rng.integers(80, 200)))
@@ -56,135 +43,125 @@ def scene(*, detector: bool) -> tuple[list[LabelledImage], Estimates]:
     return images, Estimates(found, small, np.array(large), rng.uniform(0, 1, len(found)))
 
 
-@pytest.mark.parametrize("p", [0, 0.1, 0.25, 0.5, 0.77, 1])
-def test_exactly_the_share_of_highest_priority_is_sent(p: float) -> None:
-    priority = np.random.default_rng(0).permutation(30).astype(np.float64)
-    mask = highest(priority, p)
-    assert mask.sum() == round(30 * p)
-    assert set(priority[mask]) == set(range(30 - round(30 * p), 30))
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 10)
 
 
-def test_among_equals_the_share_is_kept_and_does_not_favour_the_first() -> None:
-    mask = highest(np.zeros(1000), 0.3)
-    assert mask.sum() == 300
-    assert 100 < mask[:500].sum() < 200
-    assert (highest(np.zeros(1000), 0.3) == mask).all()
+def gain_of(
+    rule: str, images: list[LabelledImage], estimates: Estimates, p: float = 0.5, theta: float = 0.1
+) -> Gain:
+    return next(row for row in recovered_gains(images, estimates, (p,), theta) if row.rule == rule)
 
 
-def test_those_of_the_mask_get_the_large_net() -> None:
-    found = [FoundPerson(1, (0, 0, 9, 9), 1.0, None)] * 3
-    estimates = Estimates(found, np.zeros((3, 17, 3)), np.ones((3, 17, 3)), np.zeros(3))
-    assert estimates.routed(np.array([False, True, False])).mean(axis=(1, 2)).tolist() == [0, 1, 0]
-
-
-def test_the_band_takes_its_thresholds_from_the_scores_themselves() -> None:
-    # k1 = 0.4, a quarter up from 0.2 to 1; the score nearest to it is the second, so k2 is the fourth, 0.8
-    mask = band(np.array([0.8, 0.2, 0.5, 1.0, 0.35]), 0.4, 0.25)
-    assert mask.tolist() == [False, False, True, False, False]
-
-
-@pytest.mark.parametrize(("bbox", "area"), [((5, 5, 30, 80), 75 * 100), ((5, 5, 75, 10), 93.75 * 125)])
-def test_a_crop_is_the_box_grown_to_three_by_four_and_by_a_quarter(bbox: Bbox, area: float) -> None:
-    assert padded_area(bbox) == pytest.approx(area)
-
-
-def test_the_oks_gain_is_that_of_the_labelled_person_and_nothing_without_one() -> None:
-    points = np.tile((20.0, 30.0, 2.0), (17, 1))
-    bbox = (10.0, 10.0, 40.0, 80.0)
-    people = [
-        labelled(1, bbox, points),
-        None,
-        labelled(2, bbox, np.zeros((17, 3))),
-        labelled(3, bbox, points),
-    ]
-    near, far = points[None].repeat(4, 0), points[None].repeat(4, 0) + 1000
-    small, large = far.copy(), near.copy()
-    small[3], large[3] = near[3], far[3]
-    estimates = Estimates([FoundPerson(1, bbox, 1.0, p) for p in people], small, large, np.zeros(4))
-    assert oks_gain(estimates) == pytest.approx([1, 0, 0, -1])
-
-
-def test_rules_by_box_score_are_there_with_a_detectors_boxes_alone() -> None:
-    plain = priorities(scene(detector=False)[1])
-    detector = priorities(scene(detector=True)[1])
-    assert detector.keys() - plain.keys() == BOX_RULES
-    assert plain.keys() <= detector.keys()
-
-
-def test_rules_put_first_whom_their_name_says() -> None:
-    label = labelled(1, (0, 0, 20, 50), np.full((17, 3), 2.0))
-    found = [
-        FoundPerson(1, (0, 0, 20, 50), 0.9, label),
-        FoundPerson(1, (0, 0, 90, 40), 0.8, None),
-        FoundPerson(1, (0, 0, 10, 60), 0.1, None),
-    ]
-    small = np.zeros((3, 17, 3))
-    small[:, :, 2] = np.array([0.9, 0.6, 0.3])[:, None]
-    first = {
-        rule: int(np.argmax(priority))
-        for rule, priority in priorities(Estimates(found, small, small, np.array([0.1, 0.3, 0.2]))).items()
-        if rule != ORACLE
-    }
-    assert first == {
-        "router, highest score (`top`)": 1,
-        "biggest box": 2,
-        "small net's lowest confidence": 2,
-        "box score": 0,
-        "box score x area": 1,
-        "small net's lowest confidence x box score": 1,
-        "oracle: boxes with a person": 0,
-    }
-
-
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("detector", [False, True])
-def test_the_oracle_recovers_at_least_as_much_as_every_other_rule(
-    detector: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 5)
+def test_the_oracle_recovers_at_least_as_much_as_every_other_rule(detector: bool) -> None:
     images, estimates = scene(detector=detector)
     gains = {(row.rule, row.p): row.gain for row in recovered_gains(images, estimates, (0.25, 0.5), 0.1)}
-    assert {rule for rule, _ in gains} == choices(estimates, 0.1).keys()
+    assert gains.keys() == {(rule.name, p) for rule in rules(estimates, 0.1) for p in (0.25, 0.5)}
     for p in (0.25, 0.5):
         others = [gain for (rule, share), gain in gains.items() if share == p and rule != ORACLE]
         assert max(others) <= gains[ORACLE, p]
-    assert gains["random", 0.5] < 0.9
+    assert gains[RANDOM, 0.5] < 0.9
     assert gains[ORACLE, 0.5] == pytest.approx(1)
 
 
-def test_nobody_sent_recovers_nothing_and_everybody_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 20)
+@pytest.mark.usefixtures("few_draws")
+def test_nobody_sent_recovers_nothing_and_everybody_all() -> None:
     images, estimates = scene(detector=True)
-    rows = [row for row in recovered_gains(images, estimates, (0, 1), 0.1) if row.rule != BAND]
-    assert len(rows) == 2 * (len(priorities(estimates)) + 1)
-    for row in rows:
-        assert (row.share, row.gain, row.low, row.high) == (row.p, row.p, row.p, row.p)
-    assert all(row.ap == pytest.approx(1) for row in rows if row.p == 1)
+    rows = list(recovered_gains(images, estimates, (0, 1), 0.1))
+    assert len(rows) == 2 * len(rules(estimates, 0.1))
+    exact = [row for row in rows if row.rule != BAND and "two-sided" not in row.rule]
+    for row in exact:
+        assert (row.share, row.gain, row.low, row.high) == pytest.approx([row.p] * 4, abs=1e-12)
+    assert all(row.ap == pytest.approx(1) for row in exact if row.p == 1)
 
 
-def test_only_the_people_of_the_given_pictures_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 5)
+@pytest.mark.usefixtures("few_draws")
+def test_the_gain_is_the_share_of_the_difference_in_accuracy() -> None:
+    images, estimates = scene(detector=True)
+    matcher = Matcher(images, estimates)
+    count = len(estimates.found)
+    small, large = (accuracy(matcher(np.full(count, net))).ap for net in (False, True))
+    row = gain_of(TOP, images, estimates, p=0.25)
+    mask = estimates.difficulty >= np.sort(estimates.difficulty)[-round(0.25 * count)]
+    assert row.share == mask.mean() == 0.25
+    assert row.ap == pytest.approx(accuracy(matcher(mask)).ap)
+    assert row.gain == pytest.approx((row.ap - small) / (large - small))
+    assert 0 < row.gain < 1
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_random_rule_is_the_mean_of_its_draws() -> None:
+    images, estimates = scene(detector=False)
+    matcher = Matcher(images, estimates)
+    (rule,) = [rule for rule in rules(estimates, 0.1) if rule.name == RANDOM]
+    aps = [accuracy(matcher(mask)).ap for mask in rule.choose(0.5)]
+    assert gain_of(RANDOM, images, estimates).ap == pytest.approx(np.mean(aps))
+    assert len(set(aps)) > 5
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_rules_that_ask_the_small_net_first_send_what_equal_cost_leaves_them() -> None:
+    images, estimates = scene(detector=False)
+    estimates = replace(estimates, costs=Costs(macs={"router": 2.0, "small": 10.0, "large": 50.0}))
+    row = gain_of("small net first, lowest confidence", images, estimates)
+    assert (row.p, row.share) == (0.5, pytest.approx(round(0.44 * 40) / 40))
+    assert gain_of("biggest box", images, estimates).share == 0.5
+
+
+def nearly_alike(difference: float) -> tuple[list[LabelledImage], Estimates, float]:
+    """The scene with nets that differ for some of its pictures only, and the difference of their APs."""
+    images, estimates = scene(detector=False, pictures=60)
+    differs = np.array([person.image_id < difference * 60 for person in estimates.found])
+    alike = replace(estimates, small=np.where(differs[:, None, None], estimates.small, estimates.large))
+    matcher = Matcher(images, alike)
+    small, large = (accuracy(matcher(np.full(len(alike.found), net))).ap for net in (False, True))
+    return images, alike, large - small
+
+
+@pytest.mark.usefixtures("few_draws")
+@pytest.mark.parametrize("better", ["neither", "small"])
+def test_where_the_large_net_is_not_better_there_is_no_gain(better: str) -> None:
+    images, estimates, _ = nearly_alike(0)
+    if better == "small":
+        far_off = estimates.large + np.array([0, 1000, 0])
+        estimates = replace(estimates, large=far_off)
+    rows = list(recovered_gains(images, estimates, (0.5,), 0.1))
+    assert len(rows) == len(rules(estimates, 0.1))
+    assert np.isnan([(row.gain, row.low, row.high) for row in rows]).all()
+    assert all(0 <= row.ap <= 1 for row in rows)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_difference_below_the_least_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MIN_DIFFERENCE == 0.005
+    images, estimates, difference = nearly_alike(1 / 60)
+    assert 0.005 < difference < 0.02
+    assert gain_of(ORACLE, images, estimates).gain == pytest.approx(1)
+    monkeypatch.setattr("calibration.gain.MIN_DIFFERENCE", difference * 1.01)
+    assert np.isnan(gain_of(ORACLE, images, estimates).gain)
+
+
+def test_draws_in_which_the_nets_are_equal_leave_the_interval_finite() -> None:
+    """One picture of 60 tells the nets apart, and a third of the draws lack it."""
+    images, estimates, _ = nearly_alike(1 / 60)
+    for row in recovered_gains(images, estimates, (0.5,), 0.1):
+        assert np.isfinite([row.gain, row.low, row.high]).all()
+        assert row.low <= row.high
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_only_the_people_of_the_given_pictures_count() -> None:
     images, estimates = scene(detector=False)
     estimates.difficulty[10:] = 2  # whoever is hardest is in other pictures
-    top = next(
-        row
-        for row in recovered_gains(images[:5], estimates, (0.5,), 0.1)
-        if row.rule == "router, highest score (`top`)"
-    )
+    top = gain_of(TOP, images[:5], estimates)
     assert top.share == 0.5
     assert top.gain > 0
 
 
 def test_the_interval_over_pictures_holds_the_gain() -> None:
     images, estimates = scene(detector=False)
-    row = next(row for row in recovered_gains(images, estimates, (0.5,), 0.1) if row.rule == "random")
+    row = gain_of(RANDOM, images, estimates)
     assert 0 < row.low < row.gain < row.high < 1
-
-
-def test_a_pose_found_twice_is_counted_once() -> None:
-    bbox = (10.0, 10.0, 40.0, 80.0)
-    points = np.concatenate((np.random.default_rng(0).uniform(10, 50, (17, 2)), np.ones((17, 1))), axis=1)
-    image = LabelledImage(1, 400, 400, "coco_x", True, (labelled(1, bbox, points),), "x", None)
-    found = [FoundPerson(1, bbox, score, None) for score in (0.5, 0.75)] + [FoundPerson(2, bbox, 1.0, None)]
-    keypoints = points[None].repeat(3, 0)
-    (matches,) = Estimates(found, keypoints, keypoints, np.zeros(3)).matched([image], keypoints)
-    assert matches.scores.tolist() == [0.75]
