@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from calibration.accuracy import Area, Matches, Pose, match, without_doubles
 from calibration.boxes import Array, Bbox, FoundPerson
@@ -25,8 +24,8 @@ NETS = ("router", "small", "large")
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one person, by net (`router`, `small`, `large`). macs: multiply-accumulates of the network, 0 where they
-    cannot be counted. seconds: crop, network and decoding, in batches, one net at a time."""
+    """Of one person, by net (`router`, `small`, `large`). macs: multiply-accumulates of the networks, empty where they
+    were not counted. seconds: crop, network and decoding, in batches, one net at a time."""
 
     macs: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,9 +81,10 @@ def estimate(
     batch: int = 32,
     flip_test: bool = False,
     others: Mapping[str, Scorer] | None = None,
+    macs: Mapping[str, float] | None = None,
 ) -> Estimates:
     """Run router and both nets on every box; the small net once more on the mirrored crops, and other routers, both
-    unmeasured."""
+    unmeasured. macs: of one pass by net, for the costs."""
     by_id = {image.id: image for image in images}
     others = others or {}
     answers: dict[str, list[Array]] = {name: [] for name in (*NETS, "small_flipped", *others)}
@@ -115,7 +115,10 @@ def estimate(
         joined["router"],
         joined["small_flipped"],
         {name: joined[name] for name in others},
-        Costs(count_macs(pair, flip_test), {name: value / len(found) for name, value in seconds.items()}),
+        Costs(
+            {name: value * (1 + (flip_test and name != "router")) for name, value in (macs or {}).items()},
+            {name: value / len(found) for name, value in seconds.items()},
+        ),
     )
 
 
@@ -129,18 +132,6 @@ def mirrored(pair: Pair, pictures: Sequence[torch.Tensor], boxes: torch.Tensor) 
     answer = answer[:, list(by_keypoints(answer.shape[1]).flip_index)]
     answer[:, :, 0] = width.double().numpy()[:, None] - 1 - answer[:, :, 0]
     return answer
-
-
-def count_macs(pair: Pair, flip_test: bool = False) -> dict[str, float]:
-    """Multiply-accumulates of a person by net, as torch counts convolutions and matrix products; 0 for a network that
-    is none of torch's."""
-    sizes = {"router": pair.router.input_size, "small": pair.small.input_size, "large": pair.large.input_size}
-    macs = {}
-    for name, (width, height) in sizes.items():
-        with FlopCounterMode(display=False) as counter:
-            getattr(pair, name).network(torch.zeros(1, 3, height, width))
-        macs[name] = counter.get_total_flops() / 2 * (2 if flip_test and name != "router" else 1)
-    return macs
 
 
 def padded_area(bbox: Bbox) -> float:

@@ -1,5 +1,6 @@
 """Pictures to look at: random ones with their poses, and people in the order of their difficulty."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,16 +25,16 @@ def contact_sheet(
     pair: Pair,
     pictures: Pictures,
     images: Sequence[LabelledImage],
-    scores: Sequence[float],
+    scores: Sequence[float] | None,
     *,
     count: int = COUNT,
     seed: int = 0,
 ) -> Image.Image:
     """Random pictures as the service answers them by default: who goes to the large net in orange. scores: of the
-    calibration."""
+    calibration; without them everybody does."""
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(images))[:count]
-    k1 = float(np.quantile(scores, 1 - P))
+    k1 = -math.inf if scores is None else float(np.quantile(scores, 1 - P))
     rows = -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL[0], rows * CELL[1]), (255, 255, 255))
     for place, index in enumerate(chosen):

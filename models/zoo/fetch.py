@@ -34,7 +34,8 @@ import torch
 from models.zoo.catalog import BUNDLED, PAIRS, PUBLISHED, Published, cache_folder, fetched_folder
 from models.zoo.checkpoints import CheckpointError, read_checkpoint
 from models.zoo.errors import PairError
-from models.zoo.pairs import EMBEDDED, ONNX, ROLES, load_estimator, read_manifest, verified
+from models.zoo.manifest import EMBEDDED, ONNX, ROLES, read_manifest
+from models.zoo.pairs import load_estimator, verified
 
 ATTEMPTS = 5
 PAUSE_S = 1.0

@@ -5,6 +5,7 @@ network then means the same, and whether one that calls its batch free really is
 different inputs; otherwise people go through it one by one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,43 @@ def pose_network(
     if not fits:
         raise PairError(f"{path}: its outputs have shapes {shapes}, not {wanted}")
     return run
+
+
+def count_macs(path: Path, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one picture of `size` (width, height), as
+    `models.zoo.networks.count_macs` has them. Raises PairError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise PairError("counting needs the package onnx: pip install onnx") from error
+    model = onnx.load(path)
+    inputs = {value.name for value in model.graph.input} - {value.name for value in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in inputs:
+            for dimension, length in zip(
+                value.type.tensor_type.shape.dim, (1, 3, size[1], size[0]), strict=True
+            ):
+                dimension.dim_value = length
+    del model.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    } | {constant.name: list(constant.dims) for constant in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if node.op_type in (
+            "Conv",
+            "ConvTranspose",
+        ):  # a kernel's first axis goes over outputs, or over inputs
+            spread = shapes.get(node.output[0] if node.op_type == "Conv" else node.input[0], [])
+            total += math.prod(spread) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("MatMul", "Gemm"):
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            total += (
+                math.prod(shapes.get(node.output[0], [0])) * shapes[node.input[0]][-2 if transposed else -1]
+            )
+    return total
 
 
 class OnnxDetector:

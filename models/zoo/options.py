@@ -3,7 +3,7 @@
 import argparse
 
 from models.zoo.errors import PairError
-from models.zoo.pairs import Manifest, read_manifest
+from models.zoo.manifest import Manifest, read_manifest
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:

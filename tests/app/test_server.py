@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import ultralytics
 
-from models.zoo.pairs import EMBEDDED
+from models.zoo.manifest import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 PHOTO = (Path(ultralytics.__file__).parent / "assets" / "bus.jpg").read_bytes()

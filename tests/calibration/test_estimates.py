@@ -13,7 +13,6 @@ from calibration.estimates import (
     Costs,
     Estimates,
     Matcher,
-    count_macs,
     estimate,
     mirrored,
     oks_gain,
@@ -112,18 +111,14 @@ def test_mirrored_estimates_lie_in_the_picture_with_left_and_right_as_they_are(
         assert (pose[:, 1:] == 1).all()
 
 
-def test_multiply_accumulates_are_counted_and_twice_with_the_flip_test(pair: Pair) -> None:
-    assert count_macs(pair) == {"router": 3 * PIXELS, "small": 6 * PIXELS, "large": 30 * PIXELS}
-    assert count_macs(pair, flip_test=True) == {
-        "router": 3 * PIXELS,
-        "small": 12 * PIXELS,
-        "large": 60 * PIXELS,
-    }
-
-
-def test_a_network_that_is_none_of_torchs_counts_nothing(pair: Pair) -> None:
-    pair.large.network = lambda crops: crops
-    assert count_macs(pair)["large"] == 0
+def test_multiply_accumulates_of_the_nets_count_twice_with_the_flip_test(data: Path, pair: Pair) -> None:
+    images = read_split(data, "val")
+    macs = {"router": 3.0, "small": 6.0, "large": 30.0}
+    for flip_test, factor in ((False, 1), (True, 2)):
+        estimates = estimate(
+            pair, Pictures(data), images, labelled_boxes(images), flip_test=flip_test, macs=macs
+        )
+        assert estimates.costs.macs == {"router": 3, "small": 6 * factor, "large": 30 * factor}
 
 
 def test_the_cost_of_a_person_is_the_routers_and_by_share_that_of_the_nets() -> None:

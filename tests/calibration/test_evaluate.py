@@ -18,10 +18,12 @@ from calibration.data import LabelledImage, LabelledPerson, read_split
 pytest.importorskip("pycocotools")
 
 from calibration.estimates import Costs, Estimates
-from calibration.evaluate import coco_results, limits, main, measured_rows, quality, routings
+from calibration.evaluate import main
+from calibration.measured import coco_results, limits, measured_rows, quality, routings
 from models.zoo import Pair
 
 Command = Callable[..., str]
+MACS = {"router": 1.0, "small": 2.0, "large": 10.0}
 
 
 @pytest.mark.parametrize(("p", "share"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (1, 1)])
@@ -37,6 +39,7 @@ def command(
 ) -> Command:
     """Runs the command with more arguments; what it prints."""
     monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_: pair)
+    monkeypatch.setattr("calibration.evaluate.pair_macs", lambda _: MACS)
     monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 5)
     monkeypatch.setattr("calibration.evaluate.measure", lambda *_: {"small": 2**20, "routed": 3 * 2**20})
 
@@ -120,7 +123,7 @@ def test_without_a_choice_both_kinds_of_boxes_are_measured_and_the_detectors_fro
 
 
 def test_the_command_compares_rules_at_equal_cost(command: Command) -> None:
-    heading = "recovered gain at equal cost, thresholds from these boxes themselves"
+    heading = "recovered gain, thresholds from these boxes themselves"
     detected = command("--boxes", "detector", "--min-score", "0.05")
     gains = table(detected, heading, 48)
     # half of the six boxes: those of the three people
@@ -156,8 +159,7 @@ def test_the_file_has_everything_that_a_report_needs_and_no_nan(command: Command
     assert kind["routers"] == {"router": {"rank_correlation": None, "auc_right_above_wrong": 1.0}}
     large = next(row for row in kind["rows"] if row["name"] == "large")
     assert (large["p"], large["share"], large["ap"], large["ap_m"], large["easy"]) == (None, 1, 1, None, None)
-    pixels = 12 * 16
-    assert kind["costs"]["macs"] == {"router": 3 * pixels, "small": 2 * 6 * pixels, "large": 2 * 30 * pixels}
+    assert kind["costs"]["macs"] == {"router": 1, "small": 2 * 2, "large": 2 * 10}
     gain = next(row for row in kind["gains"] if row["rule"] == "router, highest (`top`)")
     assert (gain["p"], gain["gain"]) == (0.5, 1)
     with Image.open(data / "out" / "people.png") as strip:
@@ -167,7 +169,7 @@ def test_the_file_has_everything_that_a_report_needs_and_no_nan(command: Command
 def test_nets_that_are_alike_leave_a_hole_in_the_file(command: Command, data: Path, pair: Pair) -> None:
     pair.small.off = 0  # type: ignore[attr-defined]
     output = command("--boxes", "labelled")
-    assert table(output, "recovered gain at equal cost", 48)["random"][3] == "nan"
+    assert table(output, "recovered gain, thresholds", 48)["random"][3] == "nan"
     gains = written(data)["boxes"]["labelled boxes"]["gains"]
     assert {(row["gain"], row["low"], row["high"]) for row in gains} == {(None, None, None)}
 
@@ -420,6 +422,13 @@ def test_how_often_a_right_box_scores_above_a_wrong_one_ties_counting_half() -> 
     figures = quality(graded([1, 2], wrong=3), np.array([0.3, 0.9, 0.1, 0.3, 0.5]))
     assert figures["auc_right_above_wrong"] == pytest.approx((1 + 0.5 + 3) / 6)
     assert math.isnan(quality(graded([], wrong=2), np.array([0.1, 0.2]))["auc_right_above_wrong"])
+
+
+def test_stored_scores_of_another_router_route_nobody(command: Command, pair: Pair) -> None:
+    pair.manifest.router.sha256 = "another"  # type: ignore[misc]
+    output = command("--boxes", "labelled", "--no-rules")
+    assert "no stored scores of this router" in output
+    assert "top, p" not in output
 
 
 def test_other_routers_are_judged_beside_the_pairs(

@@ -19,8 +19,8 @@ from models.zoo import (
     named_entry,
     read_manifest,
 )
+from models.zoo.manifest import EMBEDDED
 from models.zoo.options import add_pair_arguments, pair_from
-from models.zoo.pairs import EMBEDDED
 
 CPU = torch.device("cpu")
 

@@ -116,11 +116,12 @@ def build_network(name: str, keypoints: int = 17) -> nn.Module:
     return SPECS[name].build(keypoints)
 
 
-def count_macs(network: nn.Module) -> int:
-    """Multiply-accumulates of one 256 x 192 crop in convolutions and matrix products, attention's included.
+def count_macs(network: nn.Module, size: tuple[int, int] = (192, 256)) -> int:
+    """Multiply-accumulates of one crop of `size` (width, height) in convolutions and matrix products, attention's
+    included.
 
     network: on the meta device, where nothing is computed; and the counter knows no fused attention of the CPU.
     """
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network.eval()(torch.empty(1, 3, 256, 192, device="meta"))
+        network.eval()(torch.empty(1, 3, size[1], size[0], device="meta"))
     return int(counter.get_total_flops()) // 2

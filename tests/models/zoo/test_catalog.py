@@ -4,8 +4,8 @@ import pytest
 
 from models.zoo import PairError, pair_folder, read_manifest
 from models.zoo.catalog import BUNDLED, PAIRS, PUBLISHED, cache_folder, fetched_folder
+from models.zoo.manifest import EMBEDDED
 from models.zoo.networks import NETWORKS
-from models.zoo.pairs import EMBEDDED
 
 
 @pytest.fixture
