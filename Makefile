@@ -87,8 +87,8 @@ train-pose: install-dev ## Train the small and the large pose net on DATA.
 train-router: install-dev ## Train the router on DATA with the trained pose nets.
 	$(RUN) -m training.router $(DATA) $(ARGS)
 
-calibrate: install-dev ## Score the people of DATA and write the calibration file.
-	$(RUN) -m calibration.calibrate $(DATA) $(ARGS)
+calibrate: install-dev ## Score the people of DATA (pictures, a video, COCO) and write a calibration file.
+	$(RUN) -m calibration.thresholds $(DATA) $(ARGS)
 
 evaluate: install-dev ## Measure AP and recovered gain of the pair on DATA.
 	$(RUN) -m calibration.evaluate $(DATA) $(ARGS)

@@ -1,290 +1,177 @@
-"""Trains the router for a pair of pose nets with the paper's OKD loss (section 3.3, eq. 5 and 6).
+"""Trains the paper's router for a pair of pose nets (section 3.3, eq. 5 and 6).
 
-    python -m calibration.train_router DATA --pair embedded --out models/weights/router.safetensors
+    python -m calibration.train_router DATA --pair FOLDER --out FOLDER/router.safetensors
+    python -m calibration.train_router DATA --split train2017 --validate val2017 --batch 1 --released   # as the authors
 
-DATA is a folder with `train.json` (COCO keypoints) and its pictures. Each person is cut with its own box, with a sloppy
-one (as a detector might draw it), and the pictures give wrong boxes without a person; both nets are asked once and
-their answers kept in OUT.samples.npz (until the nets change). What a box is worth is
+DATA holds people with keypoints in a layout of `calibration.data`. Both nets are asked once about every person; the
+answers are kept beside OUT in a folder `samples-...`, which every later run on the same nets, pictures and boxes uses,
+whatever its reading of the loss (`calibration.okd.Reading`; the options below are its switches).
 
-- a person: (D_s - D_l) / D_s, counted only where the two nets differ by 0.05 to 0.3 in OKS (the authors' filter: below
-  it is noise, above it is one net failing altogether), clamped to -1..1;
-- no person: 1, so that wrong boxes lie above k2 (fig. 5), at a lower weight.
+`--batch 1` is the paper's recipe: one epoch of the labelled boxes, Adam at 1e-4 with weight decay 0.005 in the
+gradient, 5 linear warm-up steps from a hundredth of that, constant after, normalisation over single crops, float32, no
+augmentation. Larger batches are another recipe, for little data: 8 epochs of a one-cycle rate up to 1e-3, mirrored and
+brightened crops, and besides the labelled boxes sloppy ones and, at a lower weight and with target 1, wrong ones, so
+that these come to lie above k2 (fig. 5).
 
-A fixed tenth of the pictures is held back; the recovered gain on it is logged after every epoch.
+A fixed tenth of the pictures is held back (or all of the split --validate, and then nothing). After every epoch the
+recovered gain on those people against p goes to OUT with suffix `.log` as a line of JSON, at the end also to `.png`.
+The weights of the last epoch are kept: choosing among epochs by so few people would be choosing noise. An interrupted
+run goes on from `.checkpoint`. At the end, the entry for `pair.json` is printed. Other scores need another calibration:
+
+    python -m calibration.thresholds PICTURES --pair FOLDER --router dynpose=OUT
 """
 
 import argparse
+import hashlib
 import json
-import math
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
-from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
-from calibration.okd import gain_target, okd, oks
-from models.estimator import PoseEstimator
-from models.geometry import normalize
-from models.router import Router, RouterConfig, router_crops
+from calibration import curve
+from calibration.data import LabelledImage, Pictures, is_held_back, read_split
+from calibration.learning import BATCHED, PAPER, Recipe, train
+from calibration.okd import RECOMMENDED, RELEASED, Reading
+from calibration.samples import Boxes, Samples, SamplesError, collect, folder_name
+from calibration.samples import sloppy as sloppy  # training.router takes it from here
 from models.runtime import resolve_device, resolve_dtype
-from models.zoo import load_estimator, read_manifest, save_weights
-
-OKS_FILTER = (0.05, 0.3)
-WRONG_BOX_WEIGHT = 0.3
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+from models.zoo import Manifest, PairError, load_estimator, save_weights
+from models.zoo.options import add_pair_arguments, pair_from
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Boxes with what both nets make of them. kind: 0 a person's own box, 1 a sloppy one, 2 no person."""
-
-    crops: NDArray[np.uint8]
-    """(N, 3, 256, 192): what the router sees."""
-    kind: NDArray[np.int64]
-    held_back: NDArray[np.bool_]
-    target: NDArray[np.float64]
-    oks_small: NDArray[np.float64]
-    oks_large: NDArray[np.float64]
-    height: NDArray[np.float64]
-    """Of the box, in picture pixels."""
+def with_people(data: Path, split: str) -> list[LabelledImage]:
+    """The pictures of a split that have somebody with keypoints. Raises FileNotFoundError, SamplesError."""
+    try:
+        images = read_split(data, split)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SamplesError(f"{data}: the annotations of split {split!r} are not in COCO's format") from error
+    return [image for image in images if any(person.has_pose for person in image.people)]
 
 
-def sloppy(box: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A box as a detector might draw it: edges off by some 8 % of the side, some of them cut short."""
-    x, y, w, h = box
-    edges = np.array([x, y, x + w, y + h]) + rng.normal(0, 0.08, 4) * [w, h, w, h]
-    if rng.random() < 0.2:
-        edges[3] = edges[1] + (edges[3] - edges[1]) * rng.uniform(0.5, 0.9)
-    return np.array([edges[0], edges[1], max(4, edges[2] - edges[0]), max(4, edges[3] - edges[1])])
-
-
-def wrong(image: LabelledImage, rng: np.random.Generator) -> NDArray[np.float64] | None:
-    """A box that touches no annotated person by more than a tenth; None if ten tries find none."""
-    people = np.array([person.bbox for person in image.people])
-    for _ in range(10):
-        h = min(image.height, math.exp(rng.uniform(math.log(30), math.log(max(31, image.height)))))
-        w = min(image.width, h * rng.uniform(0.3, 1.0))
-        x, y = rng.uniform(0, image.width - w), rng.uniform(0, image.height - h)
-        across = np.minimum(x + w, people[:, 0] + people[:, 2]) - np.maximum(x, people[:, 0])
-        down = np.minimum(y + h, people[:, 1] + people[:, 3]) - np.maximum(y, people[:, 1])
-        touching = across.clip(0) * down.clip(0) / np.minimum(w * h, people[:, 2] * people[:, 3])
-        if touching.max(initial=0) < 0.1:
-            return np.array([x, y, w, h])
-    return None
-
-
-def collect(data: Path, small: PoseEstimator, large: PoseEstimator, limit: int | None, seed: int) -> Samples:
-    """Cut every box and ask both nets about those with a person."""
-    rng = np.random.default_rng(seed)
-    pictures = Pictures(data)
-    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in Samples.__dataclass_fields__}
-    images = [image for image in read_split(data, "train") if any(p.has_pose for p in image.people)]
-    for count, image in enumerate(images[:limit]):
-        people = [person for person in image.people if person.has_pose]
-        own = [np.array(person.bbox) for person in people]
-        boxes = [*own, *(sloppy(box, rng) for box in own)]
-        persons = len(boxes)
-        if image.complete:
-            boxes += [box for _ in range(1 + len(people) // 2) if (box := wrong(image, rng)) is not None]
-        picture = pictures(image)
-        crops = router_crops([picture] * len(boxes), torch.from_numpy(np.stack(boxes)))
-        truth = np.tile(np.stack([person.keypoints for person in people]), (2, 1, 1)).astype(np.float64)
-        area = np.tile([person.area for person in people], 2)
-        asked = ([picture] * persons, torch.from_numpy(np.stack(boxes[:persons])))
-        answers = [net(*asked).numpy()[:, :, :2].astype(np.float64) for net in (small, large)]
-        distances = [okd(answer, truth[:, :, :2], truth[:, :, 2]) for answer in answers]
-        similarities = [oks(answer, truth[:, :, :2], truth[:, :, 2], area) for answer in answers]
-        nothing = np.full(len(boxes) - persons, np.nan)
-        parts["crops"].append(crops.contiguous().numpy())
-        parts["kind"].append(np.repeat([0, 1, 2], [len(own), len(own), len(nothing)]))
-        parts["held_back"].append(np.full(len(boxes), is_held_back(image.id)))
-        parts["target"].append(np.concatenate([gain_target(*distances), nothing + 1]))
-        parts["oks_small"].append(np.concatenate([similarities[0], nothing]))
-        parts["oks_large"].append(np.concatenate([similarities[1], nothing]))
-        parts["height"].append(np.array([box[3] for box in boxes]))
-        if count % 200 == 0:
-            print(
-                f"asked both nets about the people of {count} of {len(images[:limit])} pictures", flush=True
-            )
-    return Samples(**{name: np.concatenate(part) for name, part in parts.items()})
-
-
-def weights_and_targets(
-    samples: Samples, oks_filter: tuple[float, float] = OKS_FILTER
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each sample counts in the loss, and its target clamped to -1..1. oks_filter: people count when the nets'
-    OKS differ by more than the first and less than the second."""
-    difference = np.abs(samples.oks_large - samples.oks_small)
-    low, high = oks_filter
-    counted = (samples.kind < 2) & (difference > low) & (difference < high) & np.isfinite(samples.target)
-    weights = np.where(samples.kind == 2, WRONG_BOX_WEIGHT, counted.astype(np.float64))
-    targets = np.where(samples.kind == 2, 1.0, np.nan_to_num(samples.target, nan=0.0, neginf=-1.0))
-    return weights, targets.clip(-1, 1)
-
-
-def recovered_gain(order: NDArray[np.int64], gain: NDArray[np.float64]) -> list[float]:
-    """Share of the large net's gain in mean OKS that is had when the first n p people of `order` go to it."""
-    return [round(float(gain[order[: round(len(order) * p)]].sum() / gain.sum()), 3) for p in SHARES]
-
-
-def validate(scores: NDArray[np.float64], samples: Samples) -> dict[str, object]:
-    """On held-back people's own boxes: recovered gain at SHARES by the router's two policies and by free rules, the
-    rank correlation of score and gain, and the AUC of wrong against right boxes."""
-    own = np.flatnonzero(samples.held_back & (samples.kind == 0) & np.isfinite(samples.oks_small))
-    gain = samples.oks_large[own] - samples.oks_small[own]
-    score = scores[own]
-    ranked = np.argsort(score, kind="stable")
-    k1 = score.min() + 0.1 * (score.max() - score.min())
-    easy = int((score <= k1).sum())
-    wrong_boxes = scores[samples.held_back & (samples.kind == 2)]
-    auc = float((wrong_boxes[:, None] > score[None]).mean()) if len(wrong_boxes) else math.nan
-    ranks = [np.argsort(np.argsort(values)) for values in (score, gain)]
-    return {
-        "top": recovered_gain(ranked[::-1], gain),
-        "band": recovered_gain(np.roll(ranked, -easy), gain),
-        "biggest_box": recovered_gain(np.argsort(-samples.height[own]), gain),
-        "oracle": recovered_gain(np.argsort(-gain), gain),
-        "correlation": round(float(np.asarray(np.corrcoef(ranks))[0, 1]), 3),
-        "auc_wrong_box": round(auc, 3),
-        "spread": [round(float(v), 4) for v in np.quantile(score, [0, 0.05, 0.5, 0.95, 1])],
-        "people": len(own),
+def ask(
+    options: argparse.Namespace, manifest: Manifest, boxes: Boxes, device: torch.device
+) -> tuple[Samples, str]:
+    """The samples of these nets, boxes and pictures, and the name of their folder. Raises PairError, SamplesError."""
+    images = [
+        (image, is_held_back(image.id) and not options.validate)
+        for image in with_people(options.data, options.split)
+    ]
+    if options.limit:
+        chosen = np.random.default_rng(0).permutation(len(images))[: options.limit]
+        images = [images[index] for index in chosen]
+    if options.validate:
+        images += [(image, True) for image in with_people(options.data, options.validate)]
+    pair = str(manifest.folder)
+    dtype = resolve_dtype(device, options.precision)
+    question: dict[str, object] = {
+        "nets": [manifest.small.sha256, manifest.large.sha256],
+        "data": str(options.data.resolve()),
+        "splits": [options.split, options.validate],
+        "limit": options.limit,
+        "boxes": boxes,
+        "arithmetic": str(dtype),
     }
+    folder = (options.samples or options.out.parent) / folder_name(question)
+    small, large = (load_estimator(pair, entry, device, dtype) for entry in (manifest.small, manifest.large))
+    return collect(folder, images, Pictures(options.data), small, large, boxes), folder.name
 
 
-def score_all(router: Router, crops: NDArray[np.uint8], device: torch.device) -> NDArray[np.float64]:
-    router.eval()
-    with torch.inference_mode():
-        parts = [
-            router(normalize(torch.from_numpy(crops[start : start + 64]).to(device))).cpu()
-            for start in range(0, len(crops), 64)
-        ]
-    return torch.cat(parts).double().numpy()
-
-
-def augment(crops: Tensor) -> Tensor:
-    """Mirror half of them, vary brightness and contrast. (N, 3, h, w) uint8 -> normalised float."""
-    mirrored = torch.rand(len(crops), device=crops.device) < 0.5
-    crops = torch.where(mirrored.view(-1, 1, 1, 1), crops.flip(3), crops)
-    gain = torch.empty(len(crops), 1, 1, 1, device=crops.device).uniform_(0.8, 1.2)
-    shift = torch.empty(len(crops), 1, 1, 1, device=crops.device).uniform_(-0.3, 0.3)
-    return normalize(crops) * gain + shift
-
-
-def train(samples: Samples, arguments: argparse.Namespace, device: torch.device) -> Router:
-    """Eq. 6, batched, with Adam; the weights of the last epoch are kept (choosing among epochs by so few held-back
-    people would be choosing noise). Resumes from OUT.checkpoint."""
-    torch.manual_seed(arguments.seed)
-    router = Router(RouterConfig()).to(device)
-    weights, targets = weights_and_targets(samples, tuple(arguments.filter))
-    rows = np.flatnonzero(~samples.held_back & (weights > 0))
-    optimizer = torch.optim.Adam(router.parameters(), lr=arguments.rate, weight_decay=1e-4)
-    steps = arguments.epochs * (len(rows) // arguments.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, arguments.rate, total_steps=steps, pct_start=0.1
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Reading, Recipe]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    checkpoint, first = arguments.out.with_suffix(".checkpoint"), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        router.load_state_dict(state["router"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["epoch"]
-    for epoch in range(first, arguments.epochs):
-        router.train()
-        torch.manual_seed(
-            arguments.seed + epoch
-        )  # of its own for each epoch: resumed or not, the run is the same
-        order = np.random.default_rng((arguments.seed, epoch)).permutation(rows)
-        total = 0.0
-        for start in range(0, len(order) - arguments.batch + 1, arguments.batch):
-            chosen = order[start : start + arguments.batch]
-            batch = augment(torch.from_numpy(samples.crops[chosen]).to(device))
-            target = torch.from_numpy(targets[chosen]).float().to(device)
-            weight = torch.from_numpy(weights[chosen]).float().to(device)
-            with torch.autocast(device.type, torch.bfloat16):
-                score = router(batch.contiguous(memory_format=torch.channels_last)).float()
-            loss = (
-                functional.mse_loss(score, target, reduction="none") * weight
-            ).sum() / weight.sum()  # eq. 6
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        held = np.flatnonzero(samples.held_back)
-        scores = np.zeros(len(samples.kind))
-        scores[held] = score_all(router, samples.crops[held], device)
-        line = {
-            "epoch": epoch + 1,
-            "loss": round(total / (len(order) // arguments.batch), 4),
-            "samples": len(rows),
-        }
-        line |= validate(scores, samples)
-        print(json.dumps(line), flush=True)
-        with arguments.out.with_suffix(".log").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        torch.save(
-            {
-                "router": router.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "epoch": epoch + 1,
-            },
-            checkpoint,
-        )
-    return router
-
-
-def ask(arguments: argparse.Namespace, device: torch.device) -> Samples:
-    """The samples of these nets, boxes and pictures: asked for once, then read from OUT.samples.npz."""
-    manifest = read_manifest(arguments.pair)
-    question = (
-        f"{manifest.small.sha256} {manifest.large.sha256} seed {arguments.seed} limit {arguments.limit}"
-    )
-    kept = arguments.out.with_suffix(".samples.npz")
-    if kept.exists():
-        with np.load(kept) as columns:
-            if str(columns["question"]) == question:
-                return Samples(**{name: columns[name] for name in Samples.__dataclass_fields__})
-    dtype = resolve_dtype(device, "auto")
-    small, large = (
-        load_estimator(arguments.pair, entry, device, dtype) for entry in (manifest.small, manifest.large)
-    )
-    samples = collect(arguments.data, small, large, arguments.limit, arguments.seed)
-    unfinished = kept.with_suffix(".part.npz")
-    np.savez(unfinished, question=np.array(question), **vars(samples))
-    unfinished.replace(kept)
-    return samples
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the router of a pair.")
-    parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
-    parser.add_argument("--pair", default="embedded", help="`embedded` or a folder with pair.json")
+    parser.add_argument("data", type=Path, help="folder with people in COCO's keypoint format")
+    parser.add_argument("--split", default="train", help="train; COCO's is train2017")
+    parser.add_argument("--validate", metavar="SPLIT", help="people to validate on (a tenth of --split)")
+    add_pair_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/router.safetensors"))
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--filter", type=float, nargs=2, default=OKS_FILTER, help="differences in OKS that count"
-    )
-    parser.add_argument("--limit", type=int, help="pictures to use (all)")
+    parser.add_argument("--samples", type=Path, help="where to keep what the nets answer (beside OUT)")
+    parser.add_argument("--limit", type=int, help="pictures to use, drawn at random (all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    arguments = parser.parse_args()
-    if not has_split(arguments.data, "train"):
-        print(f"skipped: needs pictures with people in {arguments.data}")
-        return
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(arguments.device)
-    router = train(ask(arguments, device), arguments, device)
-    save_weights(router, arguments.out)
-    arguments.out.with_suffix(".checkpoint").unlink(missing_ok=True)
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="of the nets"
+    )
+    recipe = parser.add_argument_group(
+        "recipe", "defaults are the paper's for --batch 1, else those for little data"
+    )
+    recipe.add_argument("--batch", type=int, default=BATCHED.batch)
+    recipe.add_argument("--epochs", type=int)
+    recipe.add_argument("--rate", type=float)
+    recipe.add_argument("--decay", type=float, help="weight decay")
+    recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, help="mirror and brighten crops")
+    recipe.add_argument("--boxes", choices=["labelled", "all"], help="all: sloppy and wrong ones as well")
+    loss = parser.add_argument_group("reading of eq. 5 and 6")
+    loss.add_argument(
+        "--released", action="store_true", help="the authors' loss as it is, with its three terms"
+    )
+    loss.add_argument(
+        "--filter", type=float, nargs=2, metavar=("LOW", "HIGH"), help="differences in OKS that count"
+    )
+    loss.add_argument("--no-filter", action="store_true", help="everybody counts, as in the paper's text")
+    loss.add_argument("--filter-area", choices=["crop", "person"], help="area in the filter's OKS (crop)")
+    loss.add_argument("--clamp", action=argparse.BooleanOptionalAction, help="keep targets within 0..1 (no)")
+    loss.add_argument("--total", choices=["mean", "sum"], help="over the joints (mean)")
+    loss.add_argument(
+        "--axes", choices=["pixels", "size", "swapped"], help="divide x, y by width, height (pixels)"
+    )
+    loss.add_argument("--cells", action=argparse.BooleanOptionalAction, help="round to heatmap cells (no)")
+    loss.add_argument(
+        "--joint-weights", action=argparse.BooleanOptionalAction, help="the released code's (no)"
+    )
+    options = parser.parse_args(arguments)
+
+    switches = ("filter_area", "clamp", "total", "axes", "cells", "joint_weights")
+    given = {name: value for name in switches if (value := getattr(options, name)) is not None}
+    if options.filter or options.no_filter:
+        given["oks_filter"] = None if options.no_filter else tuple(options.filter)
+    if options.released and given:
+        parser.error("--released fixes the reading, the other switches of the reading do not go with it")
+    base = PAPER if options.batch == 1 else BATCHED
+    changes = {
+        name: value
+        for name in ("batch", "epochs", "rate", "decay", "augment", "boxes", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    if options.released:
+        if changes.setdefault("boxes", "labelled") != "labelled":
+            parser.error("--released knows labelled boxes only")
+        changes["released"] = True
+    if min(options.batch, changes.get("epochs", 1), options.limit or 1) < 1:
+        parser.error("--batch, --epochs and --limit are 1 or more")
+    return options, RELEASED if options.released else replace(RECOMMENDED, **given), replace(base, **changes)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, reading, recipe = parse(arguments)
+    manifest = pair_from(options)
+    try:
+        device = resolve_device(options.device)
+        if resolve_dtype(device, "auto") is not torch.bfloat16:
+            recipe = replace(recipe, autocast=False)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        samples, asked = ask(options, manifest, recipe.boxes, device)
+        run = json.dumps([asked, asdict(reading), asdict(recipe)])
+        router, lines = train(samples, reading, recipe, device, options.out, run)
+    except (PairError, SamplesError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    save_weights(router, options.out)
+    options.out.with_suffix(".checkpoint").unlink(missing_ok=True)
+    if "p" in lines[-1]:
+        curve.plot(lines, options.out.with_suffix(".png"))
+    entry = {
+        "file": options.out.name,
+        "sha256": hashlib.sha256(options.out.read_bytes()).hexdigest(),
+        "architecture": "dynpose",
+        "config": router.config.model_dump(),
+    }
+    print(f'pair.json: "router": {json.dumps(entry)}')
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.thresholds import thresholds
+from calibration.thresholds import Calibration, MadeWith, read_calibration, thresholds, write_calibration
+from models.zoo import read_manifest
 
 REFERENCE = json.loads((Path(__file__).parent.parent / "data" / "thresholds.json").read_text())["cases"]
 
@@ -54,3 +55,39 @@ def test_distinct_scores_meet_the_share_or_run_out_above_k1(scores, p, theta):
         assert hard == sum(score > found.k1 for score in scores) <= wanted
     else:
         assert hard in (wanted, max(0, wanted - 1))
+
+
+def calibration() -> Calibration:
+    made_with = MadeWith(pair="a", router_sha256="b", detector_sha256="c", min_score=0.3)
+    return Calibration(scores=[0.25, 0.5], theta=0.1, made_with=made_with, people=2, images=1)
+
+
+def test_a_calibration_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "night.json"
+    write_calibration(calibration(), path)
+    assert read_calibration(path) == calibration()
+    assert [file.name for file in tmp_path.iterdir()] == ["night.json"]
+
+    def full(self: Path, text: str) -> int:
+        self.write_bytes(text.encode()[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_calibration(calibration(), path)
+    assert read_calibration(path) == calibration()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"scores": [2.0]}', "no json"])
+def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, content: str):
+    path = tmp_path / "calibration.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="Calibration"):
+        read_calibration(path)
+
+
+def test_the_bundled_calibration_is_of_the_bundled_router():
+    manifest = read_manifest("embedded")
+    made_with = read_calibration(manifest.folder / manifest.calibration).made_with
+    assert made_with.router_sha256 == manifest.router.sha256
+    assert made_with.detector_sha256 == manifest.detector.sha256

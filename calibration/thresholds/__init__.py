@@ -1,4 +1,7 @@
-"""Eq. 7 and 8: from a sample of difficulties to the thresholds k1 and k2 between easy, hard and extremely hard."""
+"""Eq. 7 and 8: from a sample of difficulties to the thresholds k1 and k2 between easy, hard and extremely hard.
+
+`python -m calibration.thresholds` takes such a sample from pictures and writes it as a calibration file.
+"""
 
 import math
 from collections.abc import Sequence
@@ -70,6 +73,13 @@ class Calibration(BaseModel):
     made_with: MadeWith
     people: int
     images: int
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Write the file whole or not at all. Raises OSError."""
+    unfinished = path.with_name(path.name + ".new")
+    unfinished.write_text(calibration.model_dump_json() + "\n")
+    unfinished.replace(path)
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -1,0 +1,135 @@
+"""Where the people of a calibration come from: folders of pictures, videos, and people in COCO's format."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from calibration.data import Pictures, has_split, is_held_back, read_split
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+TRAIN = "train"
+EVERY = 30
+"""Frames between two that are looked at, at most: about a second."""
+
+
+class SourceError(Exception):
+    """A source cannot be used at all; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be opened: `load` returns (H, W, 3) uint8 RGB, upright, or raises what
+    its reader raises."""
+
+    name: str
+    load: Callable[[], Tensor]
+
+
+def pictures_of(
+    sources: Sequence[Path], split: str | None, every: int | None, samples: int, remark: Callable[[str], None]
+) -> list[Picture]:
+    """Everything that can be looked at in the sources, unopened.
+
+    split: of a folder in COCO's format; None: its `train` split where it has one, else every picture below the folder.
+    Of a split that networks are trained on (`train...`) only the held-back tenth counts, since a router
+    knows its training people too well. every: of a video, each n-th frame; None: as many as there are between
+    `samples` frames, at most EVERY. remark: hears what the user should know. Raises SourceError.
+    """
+    found: list[Picture] = []
+    for source in sources:
+        if source.is_dir():
+            name = split or TRAIN
+            if has_split(source, name):
+                found += _labelled(source, name, remark)
+            elif split:
+                raise SourceError(f"{source} has no split {split!r}")
+            else:
+                found += _folder(source)
+        elif source.suffix.lower() in SUFFIXES and source.is_file():
+            found.append(_file(source))
+        elif source.is_file():
+            found += _video(source, every, samples, remark)
+        else:
+            raise SourceError(f"{source} does not exist")
+    return found
+
+
+def _labelled(folder: Path, split: str, remark: Callable[[str], None]) -> list[Picture]:
+    try:
+        images = read_split(folder, split)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder}: the annotations of split {split!r} are not in COCO's format") from error
+    chosen = images
+    if split.startswith(TRAIN):
+        chosen = [image for image in images if is_held_back(image.id)]
+        remark(
+            f"{folder}, {split}: {len(chosen)} of {len(images)} pictures, the tenth that training holds back; a router "
+            "knows its training people too well"
+        )
+    pictures = Pictures(folder)
+    return [Picture(image.file_name, lambda image=image: pictures(image)) for image in chosen]  # type: ignore[misc]
+
+
+def _folder(folder: Path) -> list[Picture]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise SourceError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+    return [_file(path) for path in files]
+
+
+def _file(path: Path) -> Picture:
+    return Picture(str(path), lambda: open_picture(path))
+
+
+def open_picture(path: Path) -> Tensor:
+    """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation, transparency over white."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+        return torch.from_numpy(np.array(upright.convert("RGB")))
+
+
+def _video(path: Path, every: int | None, samples: int, remark: Callable[[str], None]) -> list[Picture]:
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise SourceError(f"{path} is neither a picture nor a video that OpenCV reads")
+    # Some containers do not say how many frames they have.
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or sum(1 for _ in iter(video.grab, False))
+    if count < 1:
+        raise SourceError(f"{path} has no frames")
+    step = every or max(1, min(EVERY, count // samples if samples else EVERY))
+    remark(f"{path}: {len(range(0, count, step))} of {count} frames, one in {step}")
+    return [
+        Picture(f"{path}, frame {index}", lambda index=index: _frame(video, index))  # type: ignore[misc]
+        for index in range(0, count, step)
+    ]
+
+
+def _frame(video: cv2.VideoCapture, index: int) -> Tensor:
+    video.set(cv2.CAP_PROP_POS_FRAMES, index)
+    read, frame = video.read()
+    if not read:
+        raise ValueError("OpenCV cannot read it")
+    return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+
+
+def opened(
+    pictures: Sequence[Picture], rng: np.random.Generator, remark: Callable[[str], None]
+) -> Iterator[Tensor]:
+    """The pictures in random order; those that cannot be read are named and left out."""
+    for index in rng.permutation(len(pictures)):
+        picture = pictures[int(index)]
+        try:
+            pixels = picture.load()
+        except Exception:  # damaged files make Pillow's decoders raise almost anything
+            remark(f"skipped: {picture.name} cannot be read")
+            continue
+        yield pixels
