@@ -32,6 +32,7 @@ from models.defaults import DETECTOR_SIZE
 from models.detector import FILL, BoxDecoder, YoloDetector, build_network
 from models.runtime import compile_network, resolve_device
 from models.zoo import save_weights
+from training.plots import plot_curve, read_log
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 from ultralytics.utils.loss import v8DetectionLoss  # isort: skip
@@ -225,6 +226,9 @@ def train(arguments: argparse.Namespace) -> None:
             )
     report(arguments.out, step, 0.0, average_precision(average, held_back, pictures))
     save_weights(average, arguments.out)
+    plot_curve(
+        read_log(arguments.out.with_suffix(".log")), "step", ["loss", "ap"], arguments.out.with_suffix(".png")
+    )
     checkpoint.unlink(missing_ok=True)
 
 

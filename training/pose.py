@@ -5,8 +5,8 @@
 DATA has `train.json`; `--initial` the published PP-TinyPose ONNX files that the nets start from and learn
 missing labels from; `--more` a `more.json` labelled by a network. The large net is two nets:
 `coarse` at 256x192, and `fine` at 384x288, which starts from it. Writes ROLE.safetensors (fp16, the moving average
-of the weights), ROLE.jsonl (the curve: a line per evaluation on the held-back tenth of the training
-pictures) and ROLE.checkpoint, from which the same command goes on where it was stopped; then
+of the weights), ROLE.jsonl and ROLE.png (the curve: an evaluation on the held-back tenth of the training
+pictures every now and then) and ROLE.checkpoint, from which the same command goes on where it was stopped; then
 large.safetensors, `coarse` and `fine` in one. Runs on CUDA where there is one.
 """
 
@@ -31,6 +31,7 @@ from models.tinypose import TinyPose, TwoScaleTinyPose
 from models.zoo import save_weights
 from training.initial import load_onnx
 from training.people import Sample, augmented, load_people
+from training.plots import plot_curve, read_log
 from training.progress import evaluate
 from training.teacher import save_answers
 
@@ -196,6 +197,13 @@ def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
         if done:
+            rows = read_log(log)
+            plot_curve(
+                rows,
+                "views",
+                [key for key in rows[-1] if key not in ("views", "minutes")],
+                log.with_suffix(".png"),
+            )
             return
         trainer.train_step(samples)
 

@@ -35,6 +35,7 @@ from models.estimator import PoseEstimator
 from models.router import GainHead, PoseRouter, PoseScorer
 from models.runtime import compile_network, resolve_device, resolve_dtype
 from models.zoo import load_detector, load_estimator, read_manifest, read_weights, save_weights
+from training.plots import plot_gains
 
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 NO_GAIN = 0.3
@@ -210,14 +211,18 @@ def main() -> None:
         head = fit(samples, learning[folds[learning] != fold], options.seed)
         crossed = np.where(folds == fold, difficulty(head, samples), crossed)
     router.head = fit(samples, learning, options.seed)
-    with options.out.with_suffix(".log").open("a") as log:
-        for name, scores, rows in (
+    rows = [
+        {"people": name, "samples": len(learning)} | report(scores, samples, chosen)
+        for name, scores, chosen in (
             ("cross-validated", crossed, ~held_back),
             ("held back", difficulty(router.head, samples), held_back),
-        ):
-            line = json.dumps({"people": name, "samples": len(learning)} | report(scores, samples, rows))
-            print(line, flush=True)
-            log.write(line + "\n")
+        )
+    ]
+    with options.out.with_suffix(".log").open("a") as log:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+            log.write(json.dumps(row) + "\n")
+    plot_gains(rows, ("labelled", "detected"), SHARES, options.out.with_suffix(".png"))
     save_weights(router, options.out)
 
 
