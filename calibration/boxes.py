@@ -65,9 +65,12 @@ def read_coco_results(path: Path) -> dict[int, Array]:
         people = [entry for entry in entries if entry.get("category_id", 1) == 1]
         rows: dict[int, list[list[float]]] = {}
         for entry in people:
-            x, y, w, h = (float(value) for value in entry["bbox"])
-            rows.setdefault(int(entry["image_id"]), []).append([x, y, w, h, float(entry["score"])])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            x, y, w, h = map(float, entry["bbox"])
+            row = [x, y, w, h, float(entry["score"])]
+            if isinstance(entry["bbox"], str) or not np.isfinite(row).all() or min(w, h) < 0:
+                raise ValueError(f"bbox {entry['bbox']}, score {entry['score']}")
+            rows.setdefault(int(entry["image_id"]), []).append(row)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is not a COCO results file of boxes: {error!r}") from error
     return {key: np.array(boxes, dtype=np.float64) for key, boxes in rows.items()}
 
