@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ WARM_UP = 5
 @dataclass(frozen=True)
 class Recipe:
     """How the router learns. schedule: `constant` is the paper's, with its warm-up. released: three outputs and the
-    authors' loss. autocast: bfloat16 where the device computes with it."""
+    authors' loss. autocast: bfloat16 where the device computes with it. pooling, pconv, sge: table 5's switches."""
 
     batch: int = 1
     epochs: int = 1
@@ -35,6 +35,9 @@ class Recipe:
     boxes: Boxes = "labelled"
     autocast: bool = False
     released: bool = False
+    pooling: Literal["avg", "max", "none"] = "avg"
+    pconv: bool = True
+    sge: bool = True
     seed: int = 0
 
 
@@ -130,7 +133,15 @@ def train(
     """Train, and validate after every epoch. Goes on from OUT.checkpoint if that is of the same `run`. Raises
     SamplesError when there is nothing to learn from or the checkpoint is of another run."""
     torch.manual_seed(recipe.seed)
-    router = Router(RouterConfig(outputs=3, score_index=1) if recipe.released else RouterConfig()).to(device)
+    outputs, score_index = (3, 1) if recipe.released else (1, 0)
+    config = RouterConfig(
+        pooling=recipe.pooling,
+        pconv=recipe.pconv,
+        sge=recipe.sge,
+        outputs=outputs,
+        score_index=score_index,
+    )
+    router = Router(config).to(device)
     everything = lesson(samples, reading)
     # The third of the authors' terms counts for everybody.
     rows = np.flatnonzero(~samples.held_back & (recipe.released | (everything.weight > 0)))

@@ -16,9 +16,10 @@ that these come to lie above k2 (fig. 5).
 A fixed tenth of the pictures is held back (or all of the split --validate, and then nothing). After every epoch the
 recovered gain on those people against p goes to OUT with suffix `.log` as a line of JSON, at the end also to `.png`.
 The weights of the last epoch are kept: choosing among epochs by so few people would be choosing noise. An interrupted
-run goes on from `.checkpoint`. At the end, the entry for `pair.json` is printed. Other scores need another calibration:
+run goes on from `.checkpoint`. Which network it is goes to `.json`, so that `--router OUT` and the setting ROUTER=OUT
+are enough; the entry for `pair.json` is printed. Other scores need another calibration:
 
-    python -m calibration.thresholds PICTURES --pair FOLDER --router dynpose=OUT
+    python -m calibration.thresholds PICTURES --pair FOLDER --router OUT
 """
 
 import argparse
@@ -40,6 +41,7 @@ from calibration.samples import sloppy as sloppy  # training.router takes it fro
 from models.runtime import resolve_device, resolve_dtype
 from models.zoo import Manifest, PairError, load_estimator, save_weights
 from models.zoo.options import add_pair_arguments, pair_from
+from models.zoo.sidecar import sidecar_path
 
 
 def with_people(data: Path, split: str) -> list[LabelledImage]:
@@ -104,6 +106,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Reading, Rec
     recipe.add_argument("--decay", type=float, help="weight decay")
     recipe.add_argument("--augment", action=argparse.BooleanOptionalAction, help="mirror and brighten crops")
     recipe.add_argument("--boxes", choices=["labelled", "all"], help="all: sloppy and wrong ones as well")
+    recipe.add_argument("--pooling", choices=["avg", "max", "none"], help="of the router, table 5 (avg)")
+    recipe.add_argument("--pconv", action=argparse.BooleanOptionalAction, help="partial convolutions (yes)")
+    recipe.add_argument("--sge", action=argparse.BooleanOptionalAction, help="spatial attention (yes)")
     loss = parser.add_argument_group("reading of eq. 5 and 6")
     loss.add_argument(
         "--released", action="store_true", help="the authors' loss as it is, with its three terms"
@@ -133,7 +138,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Reading, Rec
     base = PAPER if options.batch == 1 else BATCHED
     changes = {
         name: value
-        for name in ("batch", "epochs", "rate", "decay", "augment", "boxes", "seed")
+        for name in (
+            *("batch", "epochs", "rate", "decay", "augment", "boxes", "seed"),
+            *("pooling", "pconv", "sge"),
+        )
         if (value := getattr(options, name)) is not None
     }
     if options.released:
@@ -163,13 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.with_suffix(".checkpoint").unlink(missing_ok=True)
     if "p" in lines[-1]:
         curve.plot(lines, options.out.with_suffix(".png"))
-    entry = {
+    network = {"architecture": "dynpose", "config": router.config.model_dump()}
+    sidecar_path(options.out).write_text(json.dumps(network) + "\n")
+    file = {
         "file": options.out.name,
         "sha256": hashlib.sha256(options.out.read_bytes()).hexdigest(),
-        "architecture": "dynpose",
-        "config": router.config.model_dump(),
     }
-    print(f'pair.json: "router": {json.dumps(entry)}')
+    print(f'pair.json: "router": {json.dumps(file | network)}')
     return 0
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from calibration.okd import RECOMMENDED, RELEASED
 from calibration.train_router import BATCHED, PAPER, main, parse
+from models.router import RouterConfig
 from models.zoo import load_router, read_manifest
 
 
@@ -36,7 +37,7 @@ def test_the_command_trains_a_router_that_a_pair_can_name(
     data: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     out = data / "runs" / "router.safetensors"
-    arguments = [str(data), "--out", str(out), "--batch", "16", "--epochs", "1", "--no-filter"]
+    arguments = [str(data), "--out", str(out), "--batch", "16", "--epochs", "1", "--no-filter", "--no-sge"]
     assert main(arguments) == 0
     line = json.loads(out.with_suffix(".log").read_text().splitlines()[-1])
     assert line["epoch"] == 1
@@ -45,8 +46,9 @@ def test_the_command_trains_a_router_that_a_pair_can_name(
     assert out.with_suffix(".png").stat().st_size > 1000
     assert not out.with_suffix(".checkpoint").exists()
     entry = json.loads(capsys.readouterr().out.splitlines()[-1].partition('"router": ')[2])
-    manifest = read_manifest("embedded", router=f"dynpose={out}")
+    manifest = read_manifest("embedded", router=str(out))
     assert manifest.router.sha256 == entry["sha256"]
+    assert manifest.router.config == RouterConfig(sge=False)
     scorer = load_router(str(manifest.folder), manifest.router, torch.device("cpu"), torch.float32)
     picture = torch.zeros(120, 160, 3, dtype=torch.uint8)
     difficulty = scorer([picture], torch.tensor([[20.0, 20, 60, 80]]), torch.ones(1))
