@@ -8,7 +8,8 @@ router sees of them and both nets' OKS are kept in OUT.samples.npz until a netwo
 
     0.3 + (share of the OKS thresholds 0.50, 0.55, ... 0.95 passed by the large net) - (the same by the small net)
 
-since those are what AP counts; the target of a wrong box is 0, there is nothing to gain. (The paper's own target and
+since those are what AP counts; the target of a wrong box is 0, there is nothing to gain, and so is that of people too
+small or hidden for anybody to have annotated their keypoints: nothing is counted for them. (The paper's own target and
 router are `calibration.train_router`.) Only the head learns: its input, the small net, is a copy that stays as it is.
 Reports, on the held-back tenth and by five-fold cross-validation over the other pictures, the share of the large net's
 gain that is recovered when the highest scores go to it. Needs no GPU: the head learns in seconds.
@@ -70,12 +71,8 @@ class Samples:
 
     @property
     def target(self) -> NDArray[np.float64]:
-        return np.where(self.wrong, 0.0, (NO_GAIN + self.gain).clip(0, 1))
-
-    @property
-    def usable(self) -> NDArray[np.bool_]:
-        """Wrong boxes, and boxes of people with keypoints; not boxes in crowds or of people that nobody annotated."""
-        return self.wrong | np.isfinite(self.oks_small)
+        """(N,): 0 for wrong boxes, for boxes in crowds and for people without annotated keypoints."""
+        return np.where(np.isfinite(self.oks_small), (NO_GAIN + self.gain).clip(0, 1), 0.0)
 
 
 def boxes_of(
@@ -204,7 +201,7 @@ def main() -> None:
     samples, router = ask(options)
 
     held_back = np.array([is_held_back(key) for key in samples.image_id.tolist()])
-    learning = np.flatnonzero(~held_back & samples.usable)
+    learning = np.flatnonzero(~held_back)
     folds = samples.image_id % 5
     crossed = np.zeros(len(folds))
     for fold in range(5):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from calibration.data import LabelledImage, LabelledPerson, Pictures, is_held_back
 from models.defaults import DETECTOR_SIZE
-from models.detector import FILL, YoloDetector, build_network
+from models.detector import FILL, YoloDetector, build_network, load_yolo
+from models.runtime import compile_network
 from training.detector import ARCHITECTURE, augment, average_precision, hide_crowds, initial_network
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
@@ -57,13 +58,8 @@ def test_the_held_back_pictures_are_scored_through_the_services_detector(
     content = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(content).save(tmp_path / "x.png")
     weights = {key: value.clone() for key, value in network.state_dict().items()}
-    detector = YoloDetector.from_weights(
-        weights,
-        architecture=ARCHITECTURE,
-        input_size=DETECTOR_SIZE,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    reference = compile_network(load_yolo(weights, ARCHITECTURE), torch.device("cpu"), torch.float32)
+    detector = YoloDetector(reference, input_size=DETECTOR_SIZE)
     best = detector([torch.from_numpy(content)], [0.01])[0][:20, :4].tolist()
     image = image_of(*((tuple(box), False) for box in best))
     pictures = Pictures(tmp_path)
