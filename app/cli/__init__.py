@@ -1,0 +1,1 @@
+"""The command line `dynpose`, or `python -m app.cli`: annotate pictures, turn a server's split, watch a server."""
