@@ -33,13 +33,22 @@ class FoundPerson:
     wrong: bool = False
 
 
+def clipped(bbox: Bbox, image: LabelledImage) -> Bbox | None:
+    """A labelled box with its corners in [0, W - 1] x [0, H - 1], as the authors train and measure; None where nothing
+    is left."""
+    x, y, w, h = bbox
+    left, top = min(max(x, 0), image.width - 1), min(max(y, 0), image.height - 1)
+    right, bottom = min(max(x + w, 0), image.width - 1), min(max(y + h, 0), image.height - 1)
+    return (left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
 def labelled_boxes(images: Sequence[LabelledImage]) -> list[FoundPerson]:
-    """The people with keypoints, as if a detector had drawn their own boxes."""
+    """The people with keypoints, as if a detector had drawn their own boxes, clipped to the picture."""
     return [
-        FoundPerson(image.id, person.bbox, 1.0, person)
+        FoundPerson(image.id, box, 1.0, person)
         for image in images
         for person in image.people
-        if person.has_pose
+        if person.has_pose and (box := clipped(person.bbox, image))
     ]
 
 

@@ -3,6 +3,9 @@
 A folder is one of the layouts in LAYOUTS: this project's own `SPLIT.json`, whose images may name the zip archive
 (`shard`) that they lie in; COCO as it is published (splits `train2017`, `val2017`, `test-dev2017`); CrowdPose as it is
 published (`train`, `val`, `test`). Everything is in pixels of the stored picture.
+
+An image of `SPLIT.json` may say whether all its people are annotated (`complete`). Where none says so they are, unless
+a network made the labels (`scores`); where some do, the others are not. The published data sets are complete.
 """
 
 import hashlib
@@ -58,7 +61,7 @@ class LabelledImage:
     height: int
     source: str
     complete: bool
-    """Whether every person of the picture is annotated, as in the published data sets."""
+    """Whether every person of the picture is annotated."""
     people: tuple[LabelledPerson, ...]
     file_name: str
     """Below the data folder, or in the archive."""
@@ -85,6 +88,16 @@ def has_split(folder: Path, split: str) -> bool:
     return find_split(folder, split) is not None
 
 
+def splits(folder: Path) -> list[str]:
+    """Names of the splits that the folder seems to have: its annotation files are not opened."""
+    names = set()
+    for layout, _ in LAYOUTS:
+        before, after = layout.split("{split}")
+        files = (str(path.relative_to(folder)) for path in folder.glob(f"{before}*{after}"))
+        names |= {file.removeprefix(before).removesuffix(after) for file in files}
+    return sorted(names)
+
+
 def read_split(folder: Path, split: str) -> list[LabelledImage]:
     """The images of a split with their people, in the order of the file.
 
@@ -100,13 +113,16 @@ def read_split(folder: Path, split: str) -> list[LabelledImage]:
     people: dict[int, list[LabelledPerson]] = {}
     for annotation in content.get("annotations", ()):
         people.setdefault(annotation["image_id"], []).append(_person(annotation))
+    said = any("complete" in image for image in content["images"])
+    by_network = any(person.scores is not None for found in people.values() for person in found)
+    complete = bool(prefix) or not (said or by_network)
     return [
         LabelledImage(
             id=image["id"],
             width=image["width"],
             height=image["height"],
             source=image.get("source", ""),
-            complete=image.get("complete", bool(prefix)),
+            complete=image.get("complete", complete),
             people=tuple(people.get(image["id"], ())),
             file_name=prefix + image["file_name"],
             shard=image.get("shard"),
@@ -148,5 +164,10 @@ class Pictures:
 
     def __call__(self, image: LabelledImage) -> Tensor:
         """(H, W, 3) uint8 RGB."""
-        with PillowImage.open(io.BytesIO(self.read(image))) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB")))
+        return decode(self.read(image))
+
+
+def decode(encoded: bytes) -> Tensor:
+    """(H, W, 3) uint8 RGB. Raises what Pillow's decoders raise, almost anything for a damaged file."""
+    with PillowImage.open(io.BytesIO(encoded)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB")))

@@ -8,6 +8,7 @@ sets that label one person a picture). Intervals: bootstrap over pictures. Needs
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from calibration.accuracy import BOOTSTRAPS, Matches, accuracy, coco_matches, interval
 from calibration.boxes import Array, FoundPerson, assign
 from calibration.data import LabelledImage, Pictures, has_split, read_split
+from calibration.inputs import missing_split
 from models.defaults import MIN_SCORE
 from models.runtime import resolve_device, resolve_dtype
 from models.zoo import load_pair
@@ -187,7 +189,7 @@ def report(images: Sequence[LabelledImage], boxes: Boxes, min_score: float) -> I
         yield f"  {name:16} {people:6} {found.recall[name]}"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,17 +201,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     options = parser.parse_args()
-    labelled = read_split(options.data, options.split) if has_split(options.data, options.split) else []
-    images = complete(labelled)[: options.limit]
+    if not has_split(options.data, options.split):
+        return missing_split(options.data, options.split)
+    images = complete(read_split(options.data, options.split))[: options.limit]
     if not images:
-        print(f"skipped: needs pictures with people in {options.data}")
-        return
+        print(f"skipped: no picture of split {options.split!r} has all its people labelled")
+        return 0
     device = resolve_device(options.device)
     pair = load_pair(options.pair, device, resolve_dtype(device, options.precision))
     print(f"detector {pair.manifest.names()['detector']}")
     for line in report(images, find(pair.detector, Pictures(options.data), images), options.min_score):
         print(line)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

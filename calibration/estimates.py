@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calibration.accuracy import Area, Matches, Pose, match, without_doubles
 from calibration.boxes import Array, Bbox, FoundPerson
@@ -25,10 +26,12 @@ NETS = ("router", "small", "large")
 @dataclass(frozen=True)
 class Costs:
     """Of one person, by net (`router`, `small`, `large`). macs: multiply-accumulates of the networks, empty where they
-    were not counted. seconds: crop, network and decoding, in batches, one net at a time."""
+    were not counted. seconds: crop, network and decoding, in batches, one net at a time. flip_test: whether both have
+    the pose nets' second pass in them, over the mirrored crop."""
 
     macs: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    flip_test: bool = False
 
     def macs_at(self, share: float) -> float:
         """Of a person when this share goes to the large net (paper, section 4.1); without the detector."""
@@ -84,7 +87,7 @@ def estimate(
     macs: Mapping[str, float] | None = None,
 ) -> Estimates:
     """Run router and both nets on every box; the small net once more on the mirrored crops, and other routers, both
-    unmeasured. macs: of one pass by net, for the costs."""
+    untimed, as is what each net needs before its first answer. macs: of one pass by net, for the costs."""
     by_id = {image.id: image for image in images}
     others = others or {}
     answers: dict[str, list[Array]] = {name: [] for name in (*NETS, "small_flipped", *others)}
@@ -96,12 +99,10 @@ def estimate(
         boxes = torch.tensor([person.bbox for person in part], dtype=torch.float32)
         scores = torch.tensor([person.score for person in part], dtype=torch.float32)
         for name in NETS:
+            if start == 0:
+                ask(pair, name, tensors, boxes, scores, flip_test)
             began = time.perf_counter()
-            answer = (
-                pair.router(tensors, boxes, scores)
-                if name == "router"
-                else getattr(pair, name)(tensors, boxes, flip_test=flip_test)
-            )
+            answer = ask(pair, name, tensors, boxes, scores, flip_test)
             seconds[name] += time.perf_counter() - began
             answers[name].append(answer.double().numpy())
         answers["small_flipped"].append(mirrored(pair, tensors, boxes))
@@ -118,11 +119,27 @@ def estimate(
         Costs(
             {name: value * (1 + (flip_test and name != "router")) for name, value in (macs or {}).items()},
             {name: value / len(found) for name, value in seconds.items()},
+            flip_test,
         ),
     )
 
 
-def mirrored(pair: Pair, pictures: Sequence[torch.Tensor], boxes: torch.Tensor) -> Array:
+def ask(
+    pair: Pair,
+    name: str,
+    pictures: Sequence[Tensor],
+    boxes: Tensor,
+    scores: Tensor,
+    flip_test: bool,
+) -> Tensor:
+    """Difficulties (N,) of the router, keypoints (N, K, 3) of the small or large net."""
+    if name == "router":
+        return pair.router(pictures, boxes, scores)
+    net = pair.small if name == "small" else pair.large
+    return net(pictures, boxes, flip_test=flip_test)
+
+
+def mirrored(pair: Pair, pictures: Sequence[Tensor], boxes: Tensor) -> Array:
     """(N, K, 3): the small net's keypoints when the pictures are mirrored, mirrored back."""
     unique = {id(picture): picture.flip(1) for picture in pictures}
     width = torch.tensor([picture.shape[1] for picture in pictures], dtype=torch.float32)

@@ -31,46 +31,27 @@ from subprocess import CalledProcessError
 import numpy as np
 import torch
 
-from calibration.boxes import Array, FoundPerson, assign, detected_boxes, labelled_boxes, read_coco_results
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.estimates import Estimates, Mask, Scorer, estimate, oks_gain
 from calibration.gain import Gain, recovered_gains
+from calibration.inputs import (
+    box_files,
+    boxes_of,
+    check_keypoints,
+    conditions,
+    fitting_scores,
+    missing_split,
+)
 from calibration.measured import Row, coco_results, gain_table, measured_rows, quality, routings, table
 from calibration.memory import measure
 from calibration.sheet import contact_sheet, difficulty_strip
-from calibration.thresholds import read_calibration
 from models.defaults import MIN_SCORE, THETA
 from models.runtime import resolve_device, resolve_dtype
-from models.zoo import Manifest, Pair, PairError, load_pair, load_router, read_manifest
+from models.zoo import PairError, load_pair, load_router, read_manifest
 from models.zoo.costs import pair_macs
 from models.zoo.options import add_pair_arguments, pair_from
 
-SOURCES = ("labelled", "detector")
-"""Of boxes, beside COCO results files."""
-
 PAPER_MIN_SCORE = 0.05
-
-
-def boxes_of(
-    source: str,
-    files: Mapping[str, Mapping[int, Array]],
-    pair: Pair,
-    pictures: Pictures,
-    images: Sequence[LabelledImage],
-    least: float,
-) -> list[FoundPerson]:
-    """Of SOURCES, or those that stand in `files` under the name, (M, 5) by image id as `read_coco_results` has them."""
-    if source == "labelled":
-        return labelled_boxes(images)
-    if source == "detector":
-        return detected_boxes(pair.detector, pictures, images, least)
-    rows = files[source]
-    return [
-        person
-        for image in images
-        if image.id in rows
-        for person in assign(rows[image.id][rows[image.id][:, 4] >= least], image)
-    ]
 
 
 def evaluate(
@@ -130,26 +111,33 @@ def none_if_nan(value: object) -> object:
 def main() -> int:
     options = parse()
     if not has_split(options.data, options.split):
-        print(f"skipped: needs pictures with people in {options.data}")
-        return 0
-    device = resolve_device(options.device)
-    dtype = resolve_dtype(device, options.precision)
+        return missing_split(options.data, options.split)
+    manifest = pair_from(options)
     try:
-        files = {name: read_coco_results(Path(name)) for name in options.boxes if name not in SOURCES}
-        pair = load_pair(pair_from(options), device, dtype)
+        device = resolve_device(options.device)
+        dtype = resolve_dtype(device, options.precision)
+        images = read_split(options.data, options.split)
+        check_keypoints(manifest, images)
+        files = box_files(options.boxes, images)
+        pair = load_pair(manifest, device, dtype, options.runtime)
         others = other_routers(options, device, dtype)
-        scores = fitting_scores(options.calibration or pair.calibration, pair.manifest)
+        calibration = options.calibration or pair.calibration
+        scores = fitting_scores(calibration, pair.manifest)
+        ran = conditions(options, device, dtype, None if scores is None else calibration)
         macs = pair_macs(pair.manifest)
     except (OSError, ValueError, PairError) as error:
         print(error, file=sys.stderr)
         return 2
-    images, pictures = read_split(options.data, options.split)[: options.limit], Pictures(options.data)
+    images, pictures = images[: options.limit], Pictures(options.data)
     names = pair.manifest.names()
     print(", ".join(f"{role} {name}" for role, name in names.items()))
     if scores is None:
         print("no stored scores of this router: no rows by stored thresholds (--calibration)")
     options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, object] = {"names": names, "router": pair.manifest.router.architecture}
+    router = pair.manifest.router
+    switches = router.config.model_dump() if router.architecture == "dynpose" else None
+    result: dict[str, object] = {"names": names, "router": router.architecture, "router_config": switches}
+    result |= {"conditions": ran}
     result |= {name: getattr(options, name) for name in ("split", "limit", "flip_test", "theta")}
 
     kinds: dict[str, object] = {}
@@ -195,16 +183,9 @@ def other_routers(options: argparse.Namespace, device: torch.device, dtype: torc
         manifest = read_manifest(options.pair, router=given)
         name = f"router {Path(given).parent.name}/{Path(given).name}"
         routers[f"router {given}" if name in routers else name] = load_router(
-            str(manifest.folder), manifest.router, device, dtype
+            str(manifest.folder), manifest.router, device, dtype, options.runtime
         )
     return routers
-
-
-def fitting_scores(file: Path, manifest: Manifest) -> list[float] | None:
-    """The scores of a calibration file, None where another router made them. Raises OSError or ValueError."""
-    calibration = read_calibration(file)
-    fits = calibration.made_with.router_sha256 == manifest.router.sha256
-    return list(calibration.scores) if fits else None
 
 
 def parts_of(
@@ -254,7 +235,7 @@ def write_results(
     for (name, p), mask in masks.items():
         file = folder / f"{Path(source).stem}-{name}{'' if p is None else f'-{p:g}'}.json"
         file.write_text(json.dumps(coco_results(images, estimates, mask)))
-        print(f"results: {file}")
+        print(f"results: {file}, {100 * mask.mean():.1f} % by the large net")
 
 
 def parse() -> argparse.Namespace:
@@ -298,6 +279,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contact-sheet", type=Path, help="picture to write, with 24 random pictures' poses")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
     return parser.parse_args()
 
 

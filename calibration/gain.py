@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.accuracy import bootstrap, draws
+from calibration.accuracy import accuracy, bootstrap, draws
 from calibration.data import LabelledImage
 from calibration.estimates import Estimates, Mask, Matcher
 from calibration.rules import rules
@@ -23,13 +23,14 @@ MIN_DIFFERENCE = 0.005
 
 @dataclass(frozen=True)
 class Gain:
-    """Recovered gain at p with its 95 % bootstrap interval over pictures (NaN where the nets are about equal), the AP,
-    and the share that was sent."""
+    """Recovered gain at p with its 95 % bootstrap interval over pictures (NaN where the nets are about equal), AP and
+    AP50, and the share that was sent."""
 
     rule: str
     p: float
     share: float
     ap: float
+    ap50: float
     gain: float
     low: float
     high: float
@@ -38,21 +39,19 @@ class Gain:
 def recovered_gains(
     images: Sequence[LabelledImage], estimates: Estimates, shares: Sequence[float], theta: float
 ) -> Iterator[Gain]:
-    """Every rule at every share, on the people of `images`."""
-    present = {image.id for image in images}
-    part = estimates.take(np.array([person.image_id in present for person in estimates.found], dtype=bool))
-    matcher = Matcher(images, part)
+    """Every rule at every share; the estimates are those of boxes of `images`."""
+    matcher = Matcher(images, estimates)
     times = np.concatenate([np.ones((1, len(images)), dtype=np.int64), draws(len(images), BOOTSTRAPS)])
 
     def aps(masks: Sequence[Mask]) -> np.ndarray:
         """AP of all pictures, then of every draw; the mean over the masks."""
         return np.asarray(np.mean([bootstrap(matcher(mask), times) for mask in masks], axis=0))
 
-    nobody, everybody = (np.full(len(part.found), value, dtype=bool) for value in (False, True))
+    nobody, everybody = (np.full(len(estimates.found), value, dtype=bool) for value in (False, True))
     lower, upper = aps([nobody]), aps([everybody])
-    for rule in rules(part, theta):
+    for rule in rules(estimates, theta):
         for p in shares:
-            masks = rule.choose(rule.share(p, part.costs))
+            masks = rule.choose(rule.share(p, estimates.costs))
             ap = aps(masks)
             gains = np.full(len(ap), np.nan)
             if upper[0] - lower[0] >= MIN_DIFFERENCE:
@@ -61,4 +60,5 @@ def recovered_gains(
             drawn = gains[1:][np.isfinite(gains[1:])]  # a draw's nets may be equal, or it may have nobody
             low, high = np.percentile(drawn, (2.5, 97.5)) if len(drawn) else (np.nan, np.nan)
             share = float(np.mean(masks))
-            yield Gain(rule.name, p, share, float(ap[0]), float(gains[0]), float(low), float(high))
+            ap50 = float(np.mean([accuracy(matcher(mask)).ap50 for mask in masks]))
+            yield Gain(rule.name, p, share, float(ap[0]), ap50, float(gains[0]), float(low), float(high))

@@ -19,6 +19,8 @@ from models.router import Router, RouterConfig
 WRONG_BOX_WEIGHT = 0.3
 CHECKPOINT_STEPS = 1000
 WARM_UP = 5
+CHECKPOINT = {"run", "router", "optimizer", "schedule", "step", "total", "lines"}
+"""What a checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def augment(crops: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def loss_of(router: Router, crops: Tensor, part: Lesson, recipe: Recipe, device: torch.device) -> Tensor:
-    """Eq. 6 over a batch, or the authors' three terms."""
+    """Eq. 6 over a batch, or the authors' three terms. The mean is over boxes, not weights: in a batch of one a weight
+    would cancel out."""
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast):
         scores: Tensor = router.scores(crops).float()
     if recipe.released:
@@ -111,7 +114,7 @@ def loss_of(router: Router, crops: Tensor, part: Lesson, recipe: Recipe, device:
         return terms.sum(1).mean()
     weight = torch.from_numpy(part.weight).float().to(device)
     target = torch.from_numpy(part.target).float().to(device)
-    loss: Tensor = ((scores[:, router.config.score_index] - target) ** 2 * weight).sum() / weight.sum()
+    loss: Tensor = ((scores[:, router.config.score_index] - target) ** 2 * weight).mean()
     return loss
 
 
@@ -153,7 +156,7 @@ def train(
     lines: list[dict[str, Any]] = []
     checkpoint, first, total = out.with_suffix(".checkpoint"), 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        state = read_checkpoint(checkpoint, device)
         if state["run"] != run:
             raise SamplesError(f"{checkpoint} is of another run: remove it or choose another --out")
         router.load_state_dict(state["router"])
@@ -199,6 +202,17 @@ def train(
             unfinished.replace(checkpoint)
             out.with_suffix(".log").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return router, lines
+
+
+def read_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
+    """What `train` wrote, whole. Raises SamplesError."""
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location=device)
+        if state.keys() >= CHECKPOINT:
+            return state
+    except Exception as error:  # torch.load raises almost anything for a damaged file
+        raise SamplesError(f"{file} is damaged: remove it to start anew") from error
+    raise SamplesError(f"{file} is no checkpoint of this command: remove it to start anew")
 
 
 def validation(router: Router, samples: Samples, device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from calibration.boxes import Array
 from calibration.data import LabelledImage
 from calibration.estimates import Estimates, Mask, Matcher, oks_gain
 from calibration.gain import Gain
-from calibration.thresholds import floor_share, thresholds
+from calibration.thresholds import thresholds, top_threshold
 
 JUNK = 0.1
 """The trivial rule: boxes scored lower are not answered at all, the others by the large net."""
@@ -48,8 +48,7 @@ def limits(scores: Sequence[float], p: float, theta: float, policy: str) -> tupl
     if policy == "band":
         band = thresholds(scores, p, theta)
         return band.k1, band.k2
-    below = len(scores) - floor_share(len(scores), p)
-    return (sorted(scores)[below - 1] if below else -math.inf), math.inf
+    return top_threshold(scores, p), math.inf
 
 
 def routings(

@@ -3,7 +3,7 @@
     python -m calibration.memory [--nets router small large] [--pair embedded] [--batch 64]
 
 Loads the nets, runs each once on a batch and prints the bytes by which the process grew (Linux); on CUDA what torch
-allocated at most.
+allocated at most, so that nets in ONNX files cannot be measured there.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 from calibration.estimates import NETS
 from models.runtime import resolve_device, resolve_dtype
 from models.zoo import load_estimator, load_router
+from models.zoo.manifest import ONNX
 from models.zoo.options import add_pair_arguments, pair_from
 
 CONFIGURATIONS = {"small": ["small"], "large": ["large"], "routed": ["router", "small", "large"]}
@@ -25,7 +26,7 @@ CONFIGURATIONS = {"small": ["small"], "large": ["large"], "routed": ["router", "
 def measure(options: argparse.Namespace, batch: int) -> dict[str, int]:
     """Bytes by configuration, each measured in a new process with the same pair, device and precision. Raises
     subprocess.CalledProcessError."""
-    names = ("pair", "small", "large", "detector", "router", "device", "precision")
+    names = ("pair", "small", "large", "detector", "router", "device", "precision", "runtime")
     chosen = {name: getattr(options, name) for name in names}
     arguments = [text for name, value in chosen.items() if value for text in (f"--{name}", value)]
     result = {}
@@ -52,14 +53,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
     options = parser.parse_args()
     device = resolve_device(options.device)
     dtype = resolve_dtype(device, options.precision)
-    before = peak(device)
     manifest = pair_from(options)
-    for name in options.nets:
+    entries = {name: getattr(manifest, name) for name in options.nets}
+    if device.type == "cuda" and any(entry.architecture == ONNX for entry in entries.values()):
+        raise SystemExit("torch does not know what onnxruntime takes on CUDA")
+    before = peak(device)
+    for name, entry in entries.items():
         load = load_router if name == "router" else load_estimator
-        net = load(str(manifest.folder), getattr(manifest, name), device, dtype)
+        net = load(str(manifest.folder), entry, device, dtype, options.runtime)
         width, height = net.input_size
         net.network(torch.zeros(options.batch, 3, height, width))
     print(json.dumps({"bytes": peak(device) - before}))

@@ -18,7 +18,10 @@ DRAWS = 10
 """Of the random rule, whose AP is their mean."""
 
 TOP, BAND, LOWEST = "router, highest (`top`)", "router, middle band (`band`)", "router, lowest"
+WIDEST = "router, middle band, theta 0"
 RANDOM, ORACLE = "random", "oracle: OKS gain"
+RANDOM_PERSON, TOP_PERSON = "random, boxes with a person first", "router, highest, boxes with a person first"
+"""Is anything left of the router's gain once boxes of nobody are out of its way?"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ def rules(estimates: Estimates, theta: float) -> list[Rule]:
     area = np.array([padded_area(person.bbox) for person in estimates.found])
     draws = np.random.default_rng(1).random((DRAWS, len(score)))
 
+    def random(name: str, first: Array | float = 0.0) -> Rule:
+        return Rule(name, lambda p: [highest(first + draw, p) for draw in draws])
+
     def banded(name: str, values: Array) -> Rule:
         return Rule(name, lambda p: [band(values, p, theta)])
 
@@ -69,8 +75,9 @@ def rules(estimates: Estimates, theta: float) -> list[Rule]:
     result = [
         by(TOP, difficulty),
         banded(BAND, difficulty),
+        *([Rule(WIDEST, lambda p: [band(difficulty, p, 0.0)])] if theta else []),
         by(LOWEST, -difficulty),
-        Rule(RANDOM, lambda p: [highest(draw, p) for draw in draws]),
+        random(RANDOM),
         by("biggest box", area),
         by("small net first, lowest confidence", -confidence, small_passes=1),
     ]
@@ -82,16 +89,17 @@ def rules(estimates: Estimates, theta: float) -> list[Rule]:
             area,
             by_keypoints(estimates.small.shape[1]).sigmas,
         )
-        result.append(by("small net twice, least flip consistency", -agreement, small_passes=2))
+        passes = 1 if estimates.costs.flip_test else 2  # with the flip test a pass is one of either side
+        result.append(by("small net twice, least flip consistency", -agreement, small_passes=passes))
     if len(np.unique(score)) > 1:  # a detector's boxes
+        person = np.array([float(p.label is not None) for p in estimates.found])
         result += [
             by("box score", score),
             banded("box score, two-sided", 1 - score),
             by("box score x area", score * area),
             by("small net first, lowest confidence x box score", (1 - confidence) * score, small_passes=1),
-            by(
-                "oracle: boxes with a person", np.array([float(p.label is not None) for p in estimates.found])
-            ),
+            random(RANDOM_PERSON, person),
+            by(TOP_PERSON, person + difficulty),
         ]
     for name, scores in estimates.others.items():
         result += [by(f"{name}, highest", scores), banded(f"{name}, middle band", scores)]

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.data import LabelledImage, LabelledPerson, Pictures
+from calibration.boxes import Bbox, labelled_boxes
+from calibration.data import LabelledImage, LabelledPerson, Pictures, decode
 from models.defaults import ROUTER_SIZE
 from models.estimator import PoseEstimator
 from models.geometry import center_scale, crop_matrix
@@ -70,7 +72,7 @@ COLUMNS = tuple(name for name in Samples.__dataclass_fields__ if name != "crops"
 class _Box:
     image: LabelledImage
     kind: int
-    bbox: tuple[float, float, float, float]
+    bbox: Bbox
     person: LabelledPerson | None
 
 
@@ -98,25 +100,15 @@ def wrong(image: LabelledImage, rng: np.random.Generator) -> NDArray[np.float64]
     return None
 
 
-def clipped(bbox: Sequence[float], image: LabelledImage) -> tuple[float, float, float, float] | None:
-    """A labelled box with its corners in [0, W - 1] x [0, H - 1], as the authors train; None where nothing is left."""
-    x, y, w, h = bbox
-    left, top = min(max(x, 0), image.width - 1), min(max(y, 0), image.height - 1)
-    right, bottom = min(max(x + w, 0), image.width - 1), min(max(y + h, 0), image.height - 1)
-    return (left, top, right - left, bottom - top) if right > left and bottom > top else None
-
-
 def boxes_of(image: LabelledImage, boxes: Boxes) -> list[_Box]:
     """Everything to learn from in one picture; the same whenever it is asked for."""
     rng = np.random.default_rng(image.id)
-    own = [
-        (box, person) for person in image.people if person.has_pose and (box := clipped(person.bbox, image))
-    ]
-    chosen = [_Box(image, LABELLED, box, person) for box, person in own]
+    own = labelled_boxes([image])
+    chosen = [_Box(image, LABELLED, person.bbox, person.label) for person in own]
     if boxes == "all":
-        for box, person in own:
-            x, y, w, h = sloppy(np.array(box), rng).tolist()
-            chosen.append(_Box(image, SLOPPY, (x, y, w, h), person))
+        for person in own:
+            x, y, w, h = sloppy(np.array(person.bbox), rng).tolist()
+            chosen.append(_Box(image, SLOPPY, (x, y, w, h), person.label))
         # Where others are unlabelled, a box that touches nobody labelled may well hold somebody.
         for _ in range(1 + len(own) // 2 if own and image.complete else 0):
             if (nobody := wrong(image, rng)) is not None:
@@ -174,11 +166,16 @@ def ask(
 
 
 def open_picture(image: LabelledImage, pictures: Pictures) -> Tensor | None:
-    """The picture; None where it cannot be read, which is said on stderr."""
+    """The picture; None where it cannot be decoded, which is said on stderr. Raises SamplesError where there is no such
+    file: left out, it would be missing from the kept samples for ever."""
     try:
-        return pictures(image)
+        encoded = pictures.read(image)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise SamplesError(f"{image.shard or image.file_name} cannot be read: {error}") from error
+    try:
+        return decode(encoded)
     except Exception:  # damaged files make Pillow's decoders raise almost anything
-        print(f"skipped: {image.file_name} cannot be read", file=sys.stderr)
+        print(f"skipped: {image.file_name} cannot be decoded", file=sys.stderr)
         return None
 
 
@@ -205,17 +202,26 @@ def collect(
         if file.seek(0, os.SEEK_END) < rows * CROP_BYTES:
             raise SamplesError(f"{folder} is damaged: it has fewer crops than rows; remove it")
         file.truncate(rows * CROP_BYTES)  # the crops of a shard that was not finished
+        skipped = 0
         for number in range(len(parts), len(shards)):
             chosen: list[_Box] = []
             tensors: list[Tensor] = []
             held_back: list[bool] = []
+            damaged = 0
             for image, held in shards[number]:
                 picture = open_picture(image, pictures)
-                if picture is not None:
+                if picture is None:
+                    damaged += 1
+                else:
                     found = boxes_of(image, boxes)
                     chosen += found
                     tensors += [picture] * len(found)
                     held_back += [held] * len(found)
+            skipped += damaged
+            if damaged == len(shards[number]):
+                raise SamplesError(
+                    f"none of {damaged} pictures from {shards[number][0][0].file_name} on can be decoded"
+                )
             crops, columns = ask(chosen, tensors, small, large, keypoints)
             columns["held_back"] = np.array(held_back, dtype=np.bool_)
             file.write(crops.tobytes())
@@ -225,6 +231,8 @@ def collect(
             unfinished.replace(folder / _part_name(number))
             asked = min(len(images), (number + 1) * SHARD)
             print(f"asked both nets about the people of {asked} of {len(images)} pictures", file=sys.stderr)
+        if skipped:
+            print(f"skipped {skipped} pictures that cannot be decoded", file=sys.stderr)
     return read(folder)
 
 

@@ -33,12 +33,12 @@ import numpy as np
 import torch
 
 from calibration import curve
-from calibration.data import LabelledImage, Pictures, is_held_back, read_split
+from calibration.data import LabelledImage, Pictures, find_split, is_held_back, read_split
 from calibration.learning import BATCHED, PAPER, Recipe, train
-from calibration.okd import RECOMMENDED, RELEASED, Reading
+from calibration.okd import JOINT_WEIGHTS, RECOMMENDED, RELEASED, Reading
 from calibration.samples import Boxes, Samples, SamplesError, collect, folder_name
-from calibration.samples import sloppy as sloppy  # training.router takes it from here
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import resolve_device, resolve_dtype, resolve_runtime
+from models.skeleton import SKELETONS
 from models.zoo import Manifest, PairError, load_estimator, save_weights
 from models.zoo.options import add_pair_arguments, pair_from
 from models.zoo.sidecar import sidecar_path
@@ -51,6 +51,22 @@ def with_people(data: Path, split: str) -> list[LabelledImage]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SamplesError(f"{data}: the annotations of split {split!r} are not in COCO's format") from error
     return [image for image in images if any(person.has_pose for person in image.people)]
+
+
+def annotations(data: Path, split: str) -> tuple[str, str] | None:
+    """Name and sha256 of a split's annotation file."""
+    place = find_split(data, split)
+    return place and (split, hashlib.sha256(place[0].read_bytes()).hexdigest())
+
+
+def check_joints(manifest: Manifest) -> None:
+    """Raises SamplesError where the released code has no weights for the joints."""
+    for entry in (manifest.small, manifest.large):
+        joints = len(SKELETONS[entry.keypoints].keypoints)
+        if joints != len(JOINT_WEIGHTS):
+            raise SamplesError(
+                f"{entry.name} has {joints} keypoints, the released code's joint weights are of {len(JOINT_WEIGHTS)}"
+            )
 
 
 def ask(
@@ -69,12 +85,12 @@ def ask(
     pair = str(manifest.folder)
     dtype = resolve_dtype(device, options.precision)
     question: dict[str, object] = {
-        "nets": [manifest.small.sha256, manifest.large.sha256],
+        "nets": [entry.model_dump(mode="json") for entry in (manifest.small, manifest.large)],
         "data": str(options.data.resolve()),
-        "splits": [options.split, options.validate],
+        "splits": [annotations(options.data, split) for split in (options.split, options.validate) if split],
         "limit": options.limit,
         "boxes": boxes,
-        "arithmetic": str(dtype),
+        "arithmetic": [str(dtype), resolve_runtime(device, "auto")],
     }
     folder = (options.samples or options.out.parent) / folder_name(question)
     small, large = (load_estimator(pair, entry, device, dtype) for entry in (manifest.small, manifest.large))
@@ -160,6 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = resolve_device(options.device)
         if resolve_dtype(device, "auto") is not torch.bfloat16:
             recipe = replace(recipe, autocast=False)
+        if reading.joint_weights:
+            check_joints(manifest)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         samples, asked = ask(options, manifest, recipe.boxes, device)
         run = json.dumps([asked, asdict(reading), asdict(recipe)])

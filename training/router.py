@@ -30,7 +30,7 @@ from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from calibration.estimates import similarity
 from calibration.rules import highest
-from calibration.train_router import sloppy
+from calibration.samples import sloppy
 from models.detector import Detector
 from models.estimator import PoseEstimator
 from models.router import GainHead, PoseRouter, PoseScorer

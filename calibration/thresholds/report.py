@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.thresholds import Scores, floor_share, thresholds
+from calibration.thresholds import Scores, floor_share, thresholds, top_threshold
 
 RESAMPLES = 200
 SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
@@ -84,15 +84,15 @@ def share_at(values: Scores, p: float, theta: float) -> Share:
     n = len(values)
     split = thresholds(values, p, theta)
     wanted = floor_share(n, p)
-    edge = float(values[n - wanted - 1]) if wanted < n else None
+    edge = top_threshold(values, p)
     return Share(
         p=p,
         k1=split.k1,
         k2=split.k2 if np.isfinite(split.k2) else None,
         share=float(((values > split.k1) & (values < split.k2)).mean()),
         lowered=int((values <= split.k1).sum()) + wanted > n,
-        top_k1=edge,
-        top_share=1.0 if edge is None else float((values > edge).mean()),
+        top_k1=edge if np.isfinite(edge) else None,
+        top_share=float((values > edge).mean()),
     )
 
 

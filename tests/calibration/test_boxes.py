@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from calibration.boxes import Bbox, assign, detected_boxes, labelled_boxes, read_coco_results
+from calibration.boxes import Bbox, assign, clipped, detected_boxes, labelled_boxes, read_coco_results
 from calibration.data import LabelledImage, LabelledPerson, Pictures
 from models.detector import YoloDetector
 
@@ -72,6 +72,18 @@ def test_labelled_boxes_are_those_of_the_people_with_keypoints() -> None:
     found = labelled_boxes([picture_of(crowd, key=4), picture_of(unlabelled, seen, key=5)])
     assert [(p.image_id, p.bbox, p.score, p.wrong) for p in found] == [(5, seen.bbox, 1.0, False)]
     assert found[0].label is seen
+
+
+def test_labelled_boxes_are_clipped_to_the_picture_as_the_authors_do() -> None:
+    image = picture_of()  # 400 x 400
+    assert clipped((-10, 20, 50, 500), image) == (0, 20, 40, 379)
+    assert clipped((390, 20, 50, 10), image) == (390, 20, 9, 10)
+    assert clipped((400, 20, 50, 10), image) is None
+    outside = labelled(2, (400, 20, 50, 10))
+    found = labelled_boxes([picture_of(labelled(1, (390, 20, 50, 10)), outside)])
+    assert [(person.bbox, person.label and person.label.bbox) for person in found] == [
+        ((390, 20, 9, 10), (390, 20, 50, 10))
+    ]
 
 
 def test_detected_boxes_are_those_of_each_picture_from_the_least_score_up(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.data import Pictures, has_split, is_held_back, read_split
+from calibration.data import Pictures, has_split, is_held_back, read_split, splits
 
 
 def encoded(color: tuple[int, int, int]) -> bytes:
@@ -95,6 +95,37 @@ def test_the_published_layouts_of_coco_and_crowdpose_are_read(
     (image,) = read_split(tmp_path, split)
     assert (image.complete, image.people) == (True, ())
     assert Pictures(tmp_path)(image)[0, 0].tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("said", "scores", "complete"),
+    [
+        ([None, None], False, [True, True]),
+        ([True, None], False, [True, False]),
+        ([False, None], False, [False, False]),
+        ([None, None], True, [False, False]),  # a network may have overlooked people
+        ([True, None], True, [True, False]),
+    ],
+)
+def test_your_own_pictures_are_complete_unless_something_says_otherwise(
+    tmp_path: Path, said: list[bool | None], scores: bool, complete: list[bool]
+) -> None:
+    images = [
+        {"id": key, "file_name": "9.png", "width": 4, "height": 2}
+        | ({} if value is None else {"complete": value})
+        for key, value in enumerate(said)
+    ]
+    person = {"id": 1, "image_id": 0, "bbox": [0, 0, 3, 2], "keypoints": [1.0] * 51, "area": 5.0}
+    person |= {"scores": [0.5] * 17} if scores else {}
+    (tmp_path / "own.json").write_text(json.dumps({"images": images, "annotations": [person]}))
+    assert [image.complete for image in read_split(tmp_path, "own")] == complete
+
+
+def test_the_splits_of_a_folder_are_named_for_whoever_mistypes_one(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "person_keypoints_val2017.json").write_text("{}")
+    assert splits(folder) == ["some", "val2017"]
+    assert splits(folder / "annotations" / "nowhere") == []
 
 
 def test_crowdpose_people_have_14_keypoints_the_area_of_its_evaluation_and_count_visible_joints(

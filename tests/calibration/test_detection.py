@@ -217,7 +217,7 @@ def test_the_command_measures_the_detector_of_the_pair(
     (tmp_path / "val.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     monkeypatch.setattr("calibration.detection.load_pair", lambda *_: FakePair())
     monkeypatch.setattr("sys.argv", ["detection", str(tmp_path), "--min-score", min_score])
-    main()
+    assert main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["detector fake", "2 pictures, 2 people who are no crowd"]
     assert lines[2] == "AP 1.000 (1.000-1.000), AP50 1.000, AR 1.000"
@@ -225,15 +225,16 @@ def test_the_command_measures_the_detector_of_the_pair(
     assert lines[5].split() == ["below", "32", "px", "2", "1.000", "(1.000-1.000)"]
 
 
-@pytest.mark.parametrize("content", [None, {"images": [], "annotations": []}])
 def test_without_pictures_it_says_that_it_was_skipped(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    content: dict[str, list[object]] | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if content is not None:
-        (tmp_path / "val.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["detection", str(tmp_path)])
-    main()
+    assert main() == 0
     assert capsys.readouterr().out == f"skipped: needs pictures with people in {tmp_path}\n"
+    (tmp_path / "val.json").write_text(json.dumps({"images": [], "annotations": []}))
+    assert main() == 0
+    said = "skipped: no picture of split 'val' has all its people labelled\n"
+    assert capsys.readouterr().out == said
+    monkeypatch.setattr("sys.argv", ["detection", str(tmp_path), "--split", "vla"])
+    assert main() == 2
+    assert capsys.readouterr().err == f"{tmp_path} has no split 'vla', but val\n"

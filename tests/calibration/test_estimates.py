@@ -69,9 +69,30 @@ def test_other_routers_score_the_same_boxes(data: Path, pair: Pair) -> None:
 def test_the_flip_test_is_for_both_nets_and_not_for_the_mirrored_crops(data: Path, pair: Pair) -> None:
     images = read_split(data, "val")
     estimate(pair, Pictures(data), images, labelled_boxes(images), flip_test=True)
-    assert (pair.small.flips, pair.large.flips) == ([True, False], [True])  # type: ignore[attr-defined]
+    # the first batch goes through each net twice
+    assert (pair.small.flips, pair.large.flips) == ([True, True, False], [True, True])  # type: ignore[attr-defined]
     estimate(pair, Pictures(data), images, labelled_boxes(images))
-    assert pair.small.flips[2:] == [False, False]  # type: ignore[attr-defined]
+    assert pair.small.flips[3:] == [False, False, False]  # type: ignore[attr-defined]
+
+
+def test_what_a_net_needs_before_its_first_answer_is_not_timed(
+    data: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    asked: list[int] = []
+    answer = pair.large
+
+    def slow(pictures: list[Tensor], boxes: Tensor, *, flip_test: bool) -> Tensor:
+        asked.append(len(boxes))
+        clock[0] += len(boxes) * (100 if len(asked) == 1 else 2)
+        return answer(pictures, boxes, flip_test=flip_test)
+
+    monkeypatch.setattr(pair, "large", slow)
+    monkeypatch.setattr("calibration.estimates.time.perf_counter", lambda: clock[0])
+    images = read_split(data, "val")
+    estimates = estimate(pair, Pictures(data), images, labelled_boxes(images), batch=3)
+    assert asked == [3, 3, 1]
+    assert estimates.costs.seconds == {"router": 0, "small": 0, "large": 2}
 
 
 class ColumnNet:
@@ -119,6 +140,7 @@ def test_multiply_accumulates_of_the_nets_count_twice_with_the_flip_test(data: P
             pair, Pictures(data), images, labelled_boxes(images), flip_test=flip_test, macs=macs
         )
         assert estimates.costs.macs == {"router": 3, "small": 6 * factor, "large": 30 * factor}
+        assert estimates.costs.flip_test == flip_test
 
 
 def test_the_cost_of_a_person_is_the_routers_and_by_share_that_of_the_nets() -> None:

@@ -5,11 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from calibration.boxes import FoundPerson
@@ -20,7 +23,8 @@ pytest.importorskip("pycocotools")
 from calibration.estimates import Costs, Estimates
 from calibration.evaluate import main
 from calibration.measured import coco_results, limits, measured_rows, quality, routings
-from models.zoo import Pair
+from models.router import RouterConfig
+from models.zoo import Pair, read_manifest
 
 Command = Callable[..., str]
 MACS = {"router": 1.0, "small": 2.0, "large": 10.0}
@@ -138,12 +142,27 @@ def test_the_command_compares_rules_at_equal_cost(command: Command) -> None:
 
 
 def test_the_file_has_everything_that_a_report_needs_and_no_nan(command: Command, data: Path) -> None:
-    command("--boxes", "detector", "labelled", "--min-score", "0.05", "--flip-test")
+    conditions = ("--device", "cpu", "--precision", "fp32", "--runtime", "eager", "--batch", "3")
+    command("--boxes", "detector", "labelled", "--min-score", "0.05", "--flip-test", *conditions)
     content = written(data)
     boxes = content.pop("boxes")
+    ran = content.pop("conditions")
+    assert date.fromisoformat(ran.pop("date")) <= date.today()
+    assert ran.pop("processor")
+    assert ran == {
+        "device": "cpu",
+        "precision": "float32",
+        "runtime": "eager",
+        "torch": torch.__version__,
+        "batch": 3,
+        "data": data.name,
+        "min_score": [0.05],
+        "calibration": "calibration.json",
+    }
     assert content == {
         "names": {"pair": "fake"},
         "router": "pose",
+        "router_config": None,
         "split": "val",
         "limit": None,
         "flip_test": True,
@@ -160,8 +179,9 @@ def test_the_file_has_everything_that_a_report_needs_and_no_nan(command: Command
     large = next(row for row in kind["rows"] if row["name"] == "large")
     assert (large["p"], large["share"], large["ap"], large["ap_m"], large["easy"]) == (None, 1, 1, None, None)
     assert kind["costs"]["macs"] == {"router": 1, "small": 2 * 2, "large": 2 * 10}
+    assert kind["costs"]["flip_test"] is True
     gain = next(row for row in kind["gains"] if row["rule"] == "router, highest (`top`)")
-    assert (gain["p"], gain["gain"]) == (0.5, 1)
+    assert (gain["p"], gain["gain"], gain["ap50"]) == (0.5, 1, 1)
     with Image.open(data / "out" / "people.png") as strip:
         assert strip.width == 4 * 192  # of the last kind of boxes
 
@@ -223,11 +243,71 @@ def test_a_file_that_has_no_boxes_is_named_before_anything_is_measured(
     assert str(data / "found.json") in capsys.readouterr().err
 
 
+Failing = Callable[..., str]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Failing:
+    """Runs the command with more arguments, which ends before anything is computed; the one line that it says."""
+
+    def run(*arguments: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr("calibration.evaluate.estimate", lambda *_, **__: pytest.fail("computed"))
+            patch.setattr("sys.argv", ["evaluate", *arguments])
+            assert main() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+def test_a_file_of_other_pictures_boxes_is_refused(failing: Failing, data: Path) -> None:
+    file = results_file(data, (77, [0, 0, 9, 9], 0.9))
+    assert failing(str(data), "--boxes", "labelled", file) == f"{file} has no boxes of any of the 4 pictures"
+
+
+def test_a_split_that_is_not_there_is_an_error_where_there_are_others(failing: Failing, data: Path) -> None:
+    assert failing(str(data), "--split", "vla") == f"{data} has no split 'vla', but calibration, val"
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "said"),
+    [
+        ("coco", "crowdpose", "the small net has 17 keypoints, the large one 14"),
+        ("crowdpose", "crowdpose", "the nets have 14 keypoints, the people 17"),
+    ],
+)
+def test_other_keypoints_are_named_before_anything_is_computed(
+    failing: Failing,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small: str,
+    large: str,
+    said: str,
+) -> None:
+    manifest = read_manifest("embedded")
+    nets = {
+        "small": manifest.small.model_copy(update={"keypoints": small}),
+        "large": manifest.large.model_copy(update={"keypoints": large}),
+    }
+    monkeypatch.setattr("calibration.evaluate.pair_from", lambda _: manifest.model_copy(update=nets))
+    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_: pytest.fail("loaded"))
+    assert failing(str(data)) == said
+
+
+def test_the_paper_routers_switches_are_in_the_file(command: Command, data: Path, pair: Pair) -> None:
+    router = SimpleNamespace(architecture="dynpose", sha256="", config=RouterConfig(sge=False))
+    pair.manifest.router = router  # type: ignore[misc, assignment]
+    command("--boxes", "labelled", "--no-rules")
+    assert (written(data)["router"], written(data)["router_config"]["sge"]) == ("dynpose", False)
+
+
 def test_results_are_written_as_cocos_server_takes_them(command: Command, data: Path) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    command("--boxes", "detector", "--min-score", "0.05", "--no-rules", "--write-results")
+    output = command("--boxes", "detector", "--min-score", "0.05", "--no-rules", "--write-results")
+    assert "detector-top-0.5.json, 16.7 % by the large net\n" in output
     folder = data / "out" / "results"
     assert sorted(path.name for path in folder.iterdir()) == [
         "detector-band-0.5.json",
@@ -424,11 +504,12 @@ def test_how_often_a_right_box_scores_above_a_wrong_one_ties_counting_half() -> 
     assert math.isnan(quality(graded([], wrong=2), np.array([0.1, 0.2]))["auc_right_above_wrong"])
 
 
-def test_stored_scores_of_another_router_route_nobody(command: Command, pair: Pair) -> None:
+def test_stored_scores_of_another_router_route_nobody(command: Command, data: Path, pair: Pair) -> None:
     pair.manifest.router.sha256 = "another"  # type: ignore[misc]
     output = command("--boxes", "labelled", "--no-rules")
     assert "no stored scores of this router" in output
     assert "top, p" not in output
+    assert written(data)["conditions"]["calibration"] is None
 
 
 def test_other_routers_are_judged_beside_the_pairs(

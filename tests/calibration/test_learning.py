@@ -94,14 +94,17 @@ def test_released_mode_gives_the_loss_of_the_authors_code(case):
 RELEASED_RECIPE = replace(PAPER, released=True)
 
 
-def test_the_loss_is_the_weighted_mean_of_squares():
+def test_the_loss_is_the_mean_of_weighted_squares_whatever_the_batch():
     class Fixed(Router):
         def scores(self, crops):
             return torch.full((len(crops), 1), 0.5)
 
     part = learning.Lesson(np.array([1.0, 0.3]), np.array([0.1, 1.0]), np.zeros((2, 4)))
     loss = loss_of(Fixed(RouterConfig()), torch.zeros(2), part, PAPER, CPU)
-    assert loss.item() == pytest.approx((0.16 + 0.3 * 0.25) / 1.3)
+    assert loss.item() == pytest.approx((0.16 + 0.3 * 0.25) / 2)
+    alone = learning.Lesson(part.weight[1:], part.target[1:], part.released[1:])
+    loss = loss_of(Fixed(RouterConfig()), torch.zeros(1), alone, PAPER, CPU)
+    assert loss.item() == pytest.approx(0.3 * 0.25)
 
 
 def test_the_papers_recipe_warms_up_over_five_steps_and_stays():
@@ -185,6 +188,20 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path: Path, monk
     assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
     assert lines == resumed_lines
     assert [json.loads(line) for line in (tmp_path / "resumed.log").read_text().splitlines()] == lines
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None, {"run": "run"}, ["run"]])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, content: object):
+    file = tmp_path / "router.checkpoint"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    else:  # cut off
+        torch.save({"run": "run", "router": torch.zeros(10_000)}, file)
+        file.write_bytes(file.read_bytes()[:20_000])
+    with pytest.raises(SamplesError, match=r"router\.checkpoint is .*: remove it to start anew$"):
+        train(noise(3), Reading(oks_filter=None), PAPER, CPU, tmp_path / "router.safetensors", "run")
 
 
 def test_where_nobody_counts_there_is_nothing_to_learn(tmp_path: Path):

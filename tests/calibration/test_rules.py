@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from calibration.boxes import FoundPerson
 from calibration.data import LabelledPerson
 from calibration.estimates import Costs, Estimates
-from calibration.rules import BAND, DRAWS, LOWEST, ORACLE, RANDOM, TOP, Rule, band, highest, rules
+from calibration.rules import (
+    BAND,
+    DRAWS,
+    LOWEST,
+    ORACLE,
+    RANDOM,
+    RANDOM_PERSON,
+    TOP,
+    TOP_PERSON,
+    WIDEST,
+    Rule,
+    band,
+    highest,
+    rules,
+)
 
 LEAST_CONFIDENT = "small net first, lowest confidence"
 LEAST_CONSISTENT = "small net twice, least flip consistency"
@@ -18,7 +32,8 @@ BOX_RULES = [
     "box score, two-sided",
     "box score x area",
     f"{LEAST_CONFIDENT} x box score",
-    "oracle: boxes with a person",
+    RANDOM_PERSON,
+    TOP_PERSON,
 ]
 
 
@@ -117,7 +132,9 @@ def orders(estimates: Estimates) -> dict[str, list[int]]:
     """Rows in the order in which a rule sends them, by rule."""
     result = {}
     for rule in rules(estimates, theta=0.1):
-        if rule.name in (RANDOM, BAND, "box score, two-sided") or rule.name.endswith("middle band"):
+        if rule.name in (RANDOM, RANDOM_PERSON, BAND, WIDEST, "box score, two-sided") or rule.name.endswith(
+            "middle band"
+        ):
             continue
         masks = [rule.choose(share)[0] for share in (0, 1 / 3, 2 / 3, 1)]
         result[rule.name] = [int(np.argmax(b & ~a)) for a, b in pairwise(masks)]
@@ -136,7 +153,7 @@ def test_every_rule_sends_in_the_order_that_its_name_says() -> None:
         "box score": [0, 1, 2],
         "box score x area": [1, 0, 2],  # 0.8 * 120^2, 0.9 * 50^2, 0.1 * 60^2
         f"{LEAST_CONFIDENT} x box score": [1, 0, 2],  # 0.4 * 0.8, 0.1 * 0.9, 0.7 * 0.1
-        "oracle: boxes with a person": [0, *equal_order(2, 1)],
+        TOP_PERSON: [0, 1, 2],
         "pose, highest": [0, 2, 1],
         ORACLE: [0, *equal_order(2, 1)],
     }
@@ -153,13 +170,51 @@ def test_rules_that_ask_the_small_net_know_how_often() -> None:
     assert passes == {LEAST_CONFIDENT: 1, LEAST_CONSISTENT: 2, f"{LEAST_CONFIDENT} x box score": 1}
 
 
+def test_with_the_flip_test_consistency_costs_no_further_pass() -> None:
+    """Both sides are asked anyway: 2 + 0.5 * 20 + 0.5 * 100 = 62 at p = 0.5, 42 of it left after the small net."""
+    costs = Costs(macs={"router": 2.0, "small": 20.0, "large": 100.0}, flip_test=True)
+    estimates = replace(scene(), costs=costs)
+    shares = {rule.name: rule.share(0.5, costs) for rule in rules(estimates, 0.1)}
+    assert shares[LEAST_CONSISTENT] == shares[LEAST_CONFIDENT] == pytest.approx(0.42)
+
+
+def detected(people: int, nobody: int) -> Estimates:
+    """Boxes of people, the easiest there are, then of nobody."""
+    label = LabelledPerson(1, (0, 0, 20, 50), np.full((17, 3), 2.0), 500.0, False, None)
+    count = people + nobody
+    found = [FoundPerson(1, (0, 0, 20, 50), 1 - i / 100, label if i < people else None) for i in range(count)]
+    points = np.ones((count, 17, 3))
+    return Estimates(found, points, points, np.linspace(0.1, 0.9, count))
+
+
+def test_junk_out_of_its_way_the_router_chooses_among_people() -> None:
+    choices = {rule.name: rule.choose for rule in rules(detected(10, 30), 0.1)}
+    (mask,) = choices[TOP_PERSON](0.1)
+    assert np.flatnonzero(mask).tolist() == [6, 7, 8, 9]  # the hardest people, easier than everybody else
+    masks = choices[RANDOM_PERSON](0.1)
+    assert 1 < len({mask.tobytes() for mask in masks}) <= len(masks) == DRAWS
+    for mask in masks:
+        assert (mask[:10].sum(), mask[10:].sum()) == (4, 0)
+    for name in (TOP_PERSON, RANDOM_PERSON):  # and once all of them are sent, among the rest
+        assert all((mask[:10].sum(), mask[10:].sum()) == (10, 10) for mask in choices[name](0.5))
+
+
+def test_theta_0_begins_the_band_at_the_lowest_score() -> None:
+    """k1 is the lowest score, which stays out (eq. 2 is strict), and k2 the sixth of ten."""
+    estimates = replace(detected(10, 0), difficulty=np.linspace(0.1, 1, 10))
+    choices = {rule.name: rule.choose for rule in rules(estimates, 0.3)}
+    assert np.flatnonzero(choices[WIDEST](0.5)[0]).tolist() == [1, 2, 3, 4]
+    assert np.flatnonzero(choices[BAND](0.5)[0]).min() > 1
+    assert WIDEST not in [rule.name for rule in rules(estimates, 0.0)]
+
+
 def test_rules_by_box_score_are_there_with_a_detectors_boxes_alone() -> None:
     plain, detector = (
         [rule.name for rule in rules(scene(detector=detector), 0.1)] for detector in (False, True)
     )
     assert [name for name in detector if name not in plain] == BOX_RULES
     assert set(plain) < set(detector)
-    assert plain[:4] == [TOP, BAND, LOWEST, RANDOM]
+    assert plain[:5] == [TOP, BAND, WIDEST, LOWEST, RANDOM]
     assert plain[-1] == detector[-1] == ORACLE
 
 

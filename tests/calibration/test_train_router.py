@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 
 from calibration.okd import RECOMMENDED, RELEASED
-from calibration.train_router import BATCHED, PAPER, main, parse
+from calibration.samples import Boxes
+from calibration.train_router import BATCHED, PAPER, ask, main, parse
 from models.router import RouterConfig
 from models.zoo import load_router, read_manifest
+from models.zoo.manifest import EstimatorEntry
 
 
 @pytest.fixture
@@ -63,6 +65,66 @@ def test_the_command_trains_a_router_that_a_pair_can_name(
     assert main([*again, "--clamp", "--no-filter"]) == 0
     with pytest.raises(AssertionError, match="asked again"):
         main([*again, "--released"])  # labelled boxes alone: another folder
+
+
+def test_other_nets_boxes_or_labels_have_another_folder(data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Through `ask`, whose nets are not run: what is kept answers the very same question alone."""
+    monkeypatch.setattr("calibration.train_router.load_estimator", lambda *_: None)
+    monkeypatch.setattr("calibration.train_router.collect", lambda *_: None)
+    manifest = read_manifest("embedded")
+    (data / "val.json").write_text((data / "train.json").read_text())
+
+    def folder(*arguments: str, boxes: Boxes = "all", precision: str = "fp32", **nets: EstimatorEntry) -> str:
+        options = parse([str(data), "--precision", precision, *arguments])[0]
+        return ask(options, manifest.model_copy(update=nets), boxes, torch.device("cpu"))[1]
+
+    usual = folder()
+    assert usual == folder() == folder("--epochs", "3", "--clamp", "--out", "elsewhere.safetensors")
+    small = manifest.small
+    others = {
+        "small net": folder(small=small.model_copy(update={"sha256": "0" * 64})),
+        "large net": folder(large=manifest.large.model_copy(update={"sha256": "0" * 64})),
+        "nets the other way round": folder(small=manifest.large, large=small),
+        "codec": folder(small=small.model_copy(update={"codec": "quarter"})),
+        "normalisation": folder(small=small.model_copy(update={"mean": (0.0, 0.0, 0.0)})),
+        "channels": folder(small=small.model_copy(update={"channel_order": "BGR"})),
+        "size": folder(small=small.model_copy(update={"input_size": (192, 256)})),
+        "padding": folder(large=manifest.large.model_copy(update={"padding": 1.5})),
+        "boxes": folder(boxes="labelled"),
+        "limit": folder("--limit", "5"),
+        "validation": folder("--validate", "val"),
+        "arithmetic": folder(precision="bf16"),
+    }
+    content = json.loads((data / "val.json").read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    (data / "val.json").write_text(json.dumps(content))
+    others["other labels of the validation"] = folder("--validate", "val")
+    (data / "train.json").write_text(json.dumps(content))
+    others["other labels"] = folder()
+    assert len({usual, *others.values()}) == 1 + len(others), others
+
+
+@pytest.mark.parametrize("arguments", [["--released"], ["--joint-weights"]])
+def test_joint_weights_of_17_keypoints_are_refused_for_14_before_the_nets_are_asked(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str]
+):
+    manifest = read_manifest("embedded")
+    nets = {
+        name: getattr(manifest, name).model_copy(update={"keypoints": "crowdpose"})
+        for name in ("small", "large")
+    }
+    monkeypatch.setattr("calibration.train_router.pair_from", lambda _: manifest.model_copy(update=nets))
+    monkeypatch.setattr("calibration.train_router.ask", lambda *_: pytest.fail("asked"))
+    assert main([str(data), "--out", str(data / "runs" / "router.safetensors"), *arguments]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "has 14 keypoints, the released code's joint weights are of 17" in said
+
+
+def test_a_missing_picture_is_one_line_and_exit_code_2(data: Path, capsys: pytest.CaptureFixture):
+    (data / "7.png").unlink()
+    assert main([str(data), "--out", str(data / "runs" / "router.safetensors")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("7.png cannot be read: ")
 
 
 def test_the_batch_chooses_the_recipe_and_options_change_it():
