@@ -66,7 +66,7 @@ class PersonItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """bbox: x, y, w, h in picture pixels. keypoints: (17, 3) x, y in picture pixels and score."""
+    """bbox: x, y, w, h in picture pixels. keypoints: (17, 3) x, y in picture pixels and score, 0 to 1."""
 
     bbox: Bbox
     bbox_score: float
@@ -146,6 +146,7 @@ class Pipeline:
         if not torch.isfinite(keypoints).all():
             self.metrics.failed(choice)
             return None
+        keypoints = torch.cat([keypoints[:, :2], keypoints[:, 2:].clamp(0, 1)], dim=1)  # raw peaks may pass 1
         return Person(
             bbox=bbox,
             bbox_score=bbox_score,
@@ -202,7 +203,8 @@ def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[float]]:
 
 
 def estimate_stage(estimator: PoseEstimator) -> Callable[[list[PersonItem]], list[Tensor]]:
-    """People -> (17, 3) keypoints of each. `flip_test` may differ within a batch, as it can be changed at any time."""
+    """People -> (17, 3) keypoints of each, scores raw. `flip_test` may differ within a batch, as it can be changed at
+    any time."""
 
     def run(items: list[PersonItem]) -> list[Tensor]:
         results: dict[int, Tensor] = {}

@@ -18,7 +18,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
-from models.runtime import resolve_device, resolve_dtype, set_cpu_threads
+from models.runtime import resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
 from models.skeleton import COCO
 from models.zoo import Pair, PairError, load_pair, read_manifest
 
@@ -29,6 +29,10 @@ T = TypeVar("T")
 PICTURE_BUCKETS = (1, 2, 4, 8)
 PERSON_BUCKETS = (1, 2, 4, 8, 16)
 """Batch sizes, all warmed before the service is ready."""
+
+ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))
+"""Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of
+its input when it first sees it."""
 
 WATCH_INTERVAL_S = 0.5
 
@@ -41,6 +45,7 @@ class Service:
         self.settings = settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(self.device, settings.precision)
+        self.runtime = resolve_runtime(self.device, settings.runtime)
         if self.device.type == "cpu":
             set_cpu_threads(settings.threads)
         self.manifest = read_manifest(
@@ -60,7 +65,7 @@ class Service:
             version=__version__,
             pair=self.manifest.names()["pair"],
             device=self.device.type,
-            runtime=f"eager-{str(self.dtype).removeprefix('torch.')}",
+            runtime=f"{self.runtime}-{str(self.dtype).removeprefix('torch.')}",
         )
         self.admission = Admission(settings.max_pending_pictures, settings.max_pending_bytes)
         self.workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="worker")
@@ -74,7 +79,7 @@ class Service:
         """Load and warm the networks, start the stages, then be ready. A failure is kept in `failure`."""
         try:
             started = time.monotonic()
-            pair = await asyncio.to_thread(load_pair, self.manifest, self.device, self.dtype)
+            pair = await asyncio.to_thread(load_pair, self.manifest, self.device, self.dtype, self.runtime)
             if self.status == "loading":
                 self.status = "warming"
             stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)
@@ -166,9 +171,12 @@ def build_stages(pair: Pair, metrics: Metrics, max_passed_over_s: float) -> list
 
 def warm(pair: Pair) -> None:
     """Run every network once at every batch size, so that the first requests do not pay for it."""
-    picture = torch.zeros(480, 640, 3, dtype=torch.uint8, device=pair.device)
+    pictures = [torch.zeros(*shape, 3, dtype=torch.uint8, device=pair.device) for shape in ASPECTS]
+    picture = pictures[0]
     for size in PICTURE_BUCKETS:
         detect_stage(pair)([DetectItem(picture, 0.5)] * size)
+    for other in pictures[1:]:
+        detect_stage(pair)([DetectItem(other, 0.5)])
     person = PersonItem(picture, (100.0, 100.0, 150.0, 300.0), 1.0, flip_test=False)
     for run in (score_stage(pair), estimate_stage(pair.small), estimate_stage(pair.large)):
         for size in PERSON_BUCKETS:

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.policy import Mode, Policy
 from models import defaults
-from models.runtime import Device, Precision
+from models.runtime import Device, Precision, Runtime
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     device: Device = Field("auto", description="auto, cpu or cuda")
     precision: Precision = Field(
         "auto", description="arithmetic of detector and pose nets: auto, fp32, bf16, fp16"
+    )
+    runtime: Runtime = Field(
+        "auto", description="what runs the networks: auto (openvino on the CPU), eager (PyTorch), openvino"
     )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads of each stage; 0: a quarter of the cores"

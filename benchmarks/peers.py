@@ -38,7 +38,7 @@ from calibration.estimates import padded_area
 from models.defaults import MIN_SCORE
 from models.detector import Detector
 from models.estimator import PoseEstimator
-from models.runtime import Network, resolve_dtype, set_cpu_threads
+from models.runtime import resolve_dtype, set_cpu_threads
 from models.zoo import (
     DetectorEntry,
     EstimatorEntry,
@@ -48,6 +48,7 @@ from models.zoo import (
     load_pair,
     named_entry,
 )
+from models.zoo.onnx import one_by_one
 from models.zoo.options import add_pair_arguments, pair_from
 from models.zoo.sidecar import read_sidecar, sidecar_path
 
@@ -97,16 +98,12 @@ def peer_detector(path: Path) -> Detector:
     return load_detector(str(path.parent), entry, torch.device("cpu"), torch.float32)
 
 
-def one_by_one(network: Network) -> Network:
-    """Batches of 1: how long one person takes."""
-    return lambda crops: torch.cat([network(crop) for crop in crops[:, None]])
-
-
 def timed(estimator: PoseEstimator) -> tuple[PoseEstimator, Timed[Tensor, Tensor]]:
     """The same with its net, one person at a time, timed alone."""
     network = Timed(estimator.network)
     same = copy.copy(estimator)
-    same.network = one_by_one(network)
+    alone = one_by_one(lambda crop: [network(crop)])
+    same.network = lambda crops: alone(crops)[0]
     return same, network
 
 

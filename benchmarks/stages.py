@@ -29,7 +29,7 @@ from benchmarks.pictures import Post, read_posts
 from calibration.thresholds import read_calibration
 from models.defaults import MIN_SCORE, POLICY, THETA
 from models.estimator import PoseEstimator
-from models.runtime import Device, Precision, resolve_device, resolve_dtype, set_cpu_threads
+from models.runtime import Device, Precision, Runtime, resolve_device, resolve_dtype, set_cpu_threads
 from models.zoo import Pair, load_pair
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     posts = random.Random(0).sample(posts, min(options.pictures, len(posts)))
     set_cpu_threads(options.threads)
-    pair = open_pair(options.pair, options.device, options.precision)
+    pair = open_pair(options.pair, options.device, options.precision, options.runtime)
     run(pair, posts[: options.batch], options.batch, 0.5)  # warm
     if options.given:
         print("\n".join(given(pair, posts, options.batch)))
@@ -67,12 +67,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pair", default="embedded")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
     return parser.parse_args(arguments)
 
 
-def open_pair(pair: str, device: Device, precision: Precision) -> Pair:
+def open_pair(pair: str, device: Device, precision: Precision, runtime: Runtime) -> Pair:
     where = resolve_device(device)
-    return load_pair(pair, where, resolve_dtype(where, precision))
+    return load_pair(pair, where, resolve_dtype(where, precision), runtime)
 
 
 class Clock:

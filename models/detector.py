@@ -5,7 +5,6 @@ Only the network is taken from ultralytics, when one is loaded; its predictor, w
 telemetry, is not used, and who loads no YOLO does not import it.
 """
 
-import importlib
 import os
 import tempfile
 from collections import defaultdict
@@ -21,7 +20,8 @@ from torch.nn import functional
 from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from models.defaults import DETECTOR_SIZE, NMS_IOU
-from models.runtime import Network, compile_network
+from models.pickles import unpickle
+from models.runtime import Network
 
 # ultralytics reads these when it is first imported: no settings file at home, no event sent, nothing installed. The
 # folder goes with the process.
@@ -42,9 +42,6 @@ FILL = 114
 
 STRIDE = 32
 MAX_DETECTIONS = 300
-
-PICKLED = ("ultralytics.nn.", "ultralytics.utils.", "torch.nn.modules.")
-"""Where the classes of an ultralytics checkpoint may come from."""
 
 
 def build_network(architecture: str) -> Any:
@@ -77,37 +74,18 @@ def person_rows(weights: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
 def read_ultralytics(path: Path) -> dict[str, Tensor]:
     """The weights in one of ultralytics' own files (.pt).
 
-    Such a file is a pickle of the whole model. It is read by torch's restricted unpickler, which builds nothing but
-    tensors and the layers of ultralytics and torch, and only their weights are kept. Raises ValueError for any other
-    content.
+    Such a file is a pickle of the whole model, of which only the weights are read and nothing runs. Raises ValueError
+    for any other content.
     """
     try:
-        layers = {
-            name: _layer(name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        }
-        foreign = [name for name, layer in layers.items() if layer is None]
-        with torch.serialization.safe_globals([layer for layer in layers.values() if layer is not None]):
-            content = None if foreign else torch.load(path, map_location="cpu", weights_only=True)
+        content = unpickle(path)
+        model = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
+        weights = model.state_dict() if isinstance(model, nn.Module) else {}
     except Exception as error:  # whatever a damaged or foreign pickle makes torch raise
         raise ValueError("it is no checkpoint of ultralytics' that this release can read") from error
-    if foreign:
-        raise ValueError(f"it holds {foreign[0]}, which is no layer; save its weights as safetensors")
-    model = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
-    if not isinstance(model, nn.Module):
+    if not weights:
         raise ValueError("it is no checkpoint of ultralytics'")
-    return {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in model.state_dict().items()
-    }
-
-
-def _layer(name: str) -> Any:
-    """The class of layers that a pickle names, None for anything else."""
-    if not name.startswith(PICKLED):
-        return None
-    module, _, attribute = name.rpartition(".")
-    found = getattr(importlib.import_module(module), attribute)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
 def grid_cells(
@@ -147,27 +125,20 @@ class BoxDecoder(nn.Module):
         return torch.cat([boxes, raw["scores"].float().sigmoid()], dim=1)
 
 
+def load_yolo(weights: dict[str, Tensor], architecture: str) -> BoxDecoder:
+    """The network for weights of one of YOLOS, of one class or of COCO's 80. Raises RuntimeError when they do not
+    fit."""
+    network = build_network(architecture)
+    network.load_state_dict(person_rows(weights, network), strict=True)
+    return BoxDecoder(network.eval())
+
+
 class YoloDetector:
     """A `Detector`. `input_size`: pixels of the longest side of what the network sees."""
 
     def __init__(self, network: Network, *, input_size: int = DETECTOR_SIZE) -> None:
         self.network = network
         self.input_size = input_size
-
-    @classmethod
-    def from_weights(
-        cls,
-        weights: dict[str, Tensor],
-        *,
-        architecture: str,
-        input_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> "YoloDetector":
-        """Load weights for one of YOLOS, of one class or of COCO's 80. Raises RuntimeError when they do not fit."""
-        network = build_network(architecture)
-        network.load_state_dict(person_rows(weights, network), strict=True)
-        return cls(compile_network(BoxDecoder(network.eval()), device, dtype), input_size=input_size)
 
     def __call__(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
         """As `Detector`. A picture's boxes do not depend on the others in the batch: only equal shapes run together."""

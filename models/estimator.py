@@ -53,8 +53,8 @@ class PoseEstimator:
         pictures: N tensors (H, W, 3) uint8 RGB, the same object may repeat. boxes: (N, 4) x, y, w, h in picture pixels.
         flip_test: average with what the net says of the mirrored crop (twice the cost).
         Returns (N, K, 3) float32 on the CPU: x, y in picture pixels, score the peak of the heatmap or the lower of a
-        SimCC net's two peaks, kept within 0..1. RTMPose's peaks are raw, not probabilities; trained towards 1, they
-        pass it now and then.
+        SimCC net's two peaks. Peaks are raw, as MMPose ranks poses by them, not probabilities: trained towards 1, they
+        pass it now and then, and may be below 0.
         """
         width, height = self.input_size
         center, scale = center_scale(boxes, aspect=width / height, padding=self.padding)
@@ -73,7 +73,7 @@ class PoseEstimator:
             points, scores = decode(output, self.codec)
             size = (output.shape[3], output.shape[2])
         points = to_picture(points.cpu(), center, scale, size, udp=self.udp)
-        return torch.cat([points, scores.cpu().clamp(0, 1).unsqueeze(-1)], dim=-1).float()
+        return torch.cat([points, scores.cpu().unsqueeze(-1)], dim=-1).float()
 
     def _read_vectors(self, joined: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor]:
         """Points (N, K, 2) in crop pixels and scores (N, K)."""

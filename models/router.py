@@ -108,7 +108,7 @@ class Router(nn.Module):
         x = self.bn6(self.conv6(x)).relu()
         if self.config.pooling == "none":
             x = functional.avg_pool2d(x, 2)
-        x = x.flatten(1).view(len(x), FLAT, 1, 1)
+        x = x.flatten(1)[:, :, None, None]  # no len(x), which a converted network would keep
         return torch.sigmoid(self.layer2(self.layer1(x).relu())).flatten(1)  # eq. 4
 
     def forward(self, crops: Tensor) -> Tensor:

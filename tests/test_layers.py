@@ -19,6 +19,8 @@ LEFT_TO_APP = {"fastapi", "starlette", "uvicorn", "prometheus_client", "asyncio"
 """models/ has no HTTP, no threads and no clock."""
 DOWNLOADS = "models/zoo/fetch.py"
 """A command, no part of the service, though it stands with the pairs that it makes."""
+ASKS_SERVERS = "app/cli/client.py"
+"""The command line's client of the service: it downloads nothing, and the service does not know it."""
 ONE_THREADED_FILE = "app/batching.py"
 
 
@@ -105,7 +107,20 @@ def test_only_one_command_downloads() -> None:
         for name in imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
         if any(is_in(name, client) for client in clients)
     }
-    assert found == {DOWNLOADS, "models/zoo/__main__.py"}
+    assert found == {DOWNLOADS, "models/zoo/__main__.py", ASKS_SERVERS}
+
+
+def test_the_service_does_not_import_its_command_line() -> None:
+    """It is there without the extra `cli`, and has no client of HTTP in it."""
+    extra = ("app.cli", "typer", "rich", "httpx")
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("app")
+        if "cli" not in path.relative_to(ROOT).parts
+        for name in imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
+        if any(is_in(name, module) for module in extra)
+    }
+    assert found == set()
 
 
 def test_only_the_batch_queues_module_starts_threads() -> None:

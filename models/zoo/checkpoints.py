@@ -3,17 +3,21 @@
 Whoever wrote the file, every tensor of it must find its place and every tensor of the network must be in it.
 """
 
+import contextlib
+import hashlib
+import os
 import re
 import shutil
-import zipfile
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.pickles import unpickle
 from models.router import Router
 from models.zoo.networks.convnets import MobileNetV2, ShuffleNetV2
 from models.zoo.networks.swin import SwinL
@@ -97,8 +101,9 @@ def load_checkpoint(network: nn.Module, source: Path | Mapping[str, Tensor]) -> 
     """Fill `network`, from `build_network` or a Router, with a file's weights or with a state dict.
 
     A file of `torch.save` is opened once, without running anything that is pickled in it, and kept as safetensors
-    beside it; later loads read that. A network on the meta device takes the tensors over without a copy, which
-    saves a large one its initialisation. Raises CheckpointError, before anything of the network was changed.
+    beside it, which later loads of the very same file read. A network on the meta device takes the tensors over
+    without a copy, which saves a large one its initialisation. Raises CheckpointError, before anything of the network
+    was changed.
     """
     tensors = read_checkpoint(source) if isinstance(source, Path) else source
     weights = _renamed(network, tensors)
@@ -109,45 +114,48 @@ def load_checkpoint(network: nn.Module, source: Path | Mapping[str, Tensor]) -> 
     network.load_state_dict(weights, strict=True, assign=on_meta)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file under the names they have there. Raises CheckpointError."""
+def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file under the names they have there. digest: sha256 of the file, where it is known. Raises
+    CheckpointError."""
     kept = path.with_suffix(".safetensors")
     try:
-        if path != kept and (not kept.exists() or _newer(path, kept)):
-            _convert(path, kept)
-        return load_file(kept)
+        if path == kept:
+            return load_file(path)
+        digest = digest or _sha256(path)
+        if _source(kept) == digest:
+            return load_file(kept)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{kept.name} is damaged: {error}") from error
+    weights = read_pickle(path)
+    if not kept.exists() or _source(kept):  # what nobody made of a checkpoint is somebody's own
+        with contextlib.suppress(OSError):  # where nothing can be written, the next load unpickles again
+            keep_weights(weights, path, kept, digest)
+    return weights
 
 
-def _newer(path: Path, kept: Path) -> bool:
-    return path.exists() and path.stat().st_mtime > kept.stat().st_mtime
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Inert:
-    """Stands for whatever a checkpoint has beside tensors (arrays, training logs); does nothing with it."""
-
-    def __new__(cls, *_: object) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _convert(path: Path, kept: Path) -> None:
-    """Write the state dict of a torch.save file as safetensors, whole or not at all."""
-    zipped = zipfile.is_zipfile(path)  # what torch writes since 1.6
+def _source(kept: Path) -> str | None:
+    """The sha256 of the file that `keep_weights` made `kept` of; None where it made no such file."""
     try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-        with torch.serialization.safe_globals([(_Inert, name) for name in others]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError:
-        raise
+        with safe_open(kept, "pt") as file:
+            source: str | None = (file.metadata() or {}).get("sha256")
+            return source
+    except (OSError, SafetensorError):
+        return None
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file of `torch.save`. Raises CheckpointError."""
+    try:
+        content = unpickle(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # pickles break in many ways
         raise CheckpointError(
             f"{path.name} is damaged, or not a file of weights: {type(error).__name__}"
@@ -155,10 +163,23 @@ def _convert(path: Path, kept: Path) -> None:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path.name} holds no state dict")
-    temporary = kept.with_suffix(".new")
-    save_file({key: value.contiguous().clone() for key, value in state.items()}, temporary)
-    shutil.copymode(path, temporary)
-    temporary.replace(kept)
+    return {key: value.contiguous().clone() for key, value in state.items()}
+
+
+def keep_weights(weights: dict[str, Tensor], path: Path, kept: Path, digest: str) -> None:
+    """Write the weights of `path`, whose sha256 is `digest`, as safetensors that say so, whole or not at all. Raises
+    OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{kept.name}.", suffix=".new", dir=kept.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        save_file(weights, temporary, {"sha256": digest})
+        shutil.copymode(path, temporary)
+        temporary.replace(kept)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {kept}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _renamed(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,16 @@ In the cache (`models.zoo.catalog.cache_folder`):
 
     files/NAME.safetensors, NAME.onnx   what was made of a published file; files/NAME.pth.part is what came so far
     downloads.json                      the sha256 of every published file as it first came, and of what was made of it
+    lock                                held by whoever makes a pair
     pairs/PAIR/                         pair.json and its files, as any other pair's folder
 
 A published file may also be put into `files/` by hand, where there is no network: it is checked and used like one that
-was downloaded. Nothing that is pickled in it runs (`models.zoo.checkpoints`).
+was downloaded. Nothing that is pickled in it runs (`models.zoo.checkpoints`). What is not what it should be becomes
+NAME.unknown.
 """
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import json
@@ -23,6 +26,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
@@ -32,7 +36,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import torch
 
 from models.zoo.catalog import BUNDLED, PAIRS, PUBLISHED, Published, cache_folder, fetched_folder
-from models.zoo.checkpoints import CheckpointError, read_checkpoint
+from models.zoo.checkpoints import CheckpointError, keep_weights, read_pickle
 from models.zoo.errors import PairError
 from models.zoo.manifest import EMBEDDED, ONNX, ROLES, read_manifest
 from models.zoo.pairs import load_estimator, verified
@@ -69,17 +73,32 @@ def fetch_pair(pair: str, *, keep: bool = False) -> Path:
             "fetching: PAIR takes a folder with pair.json, SMALL and LARGE a file each"
         )
     folder = fetched_folder(pair)
+    made = folder / "pair.json"
     try:
-        if (folder / "pair.json").exists():
-            _check(folder)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise FetchError(f"{folder} has files but no pair.json; remove it to have it made again")
-        else:
-            files = {network: fetch_network(network, keep=keep) for network in PAIRS[pair]}
-            _make_pair(pair, folder, files)
+        with nullcontext() if made.exists() else _alone():
+            if made.exists():
+                _check(folder)
+            elif folder.is_dir() and any(folder.iterdir()):
+                raise FetchError(f"{folder} has files but no pair.json; remove it to have it made again")
+            else:
+                files = {network: fetch_network(network, keep=keep) for network in PAIRS[pair]}
+                _make_pair(pair, folder, files)
     except OSError as error:
         raise FetchError(f"{error.filename or cache_folder()}: {error.strerror or error}") from error
     return folder
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of several commands that fetch into this cache, one at a time gets in here."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another command is fetching, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def fetch_network(network: str, *, keep: bool = False) -> Path:
@@ -94,12 +113,10 @@ def fetch_network(network: str, *, keep: bool = False) -> Path:
         if record.get("kept") == found:
             say(f"{kept.name} is in the cache")
             return kept
-        kept.unlink()
-        if record:
-            say(
-                f"{kept.name} is not what was fetched, removed: sha256 {record['kept']} expected, {found} found"
-            )
-    if not original.is_file():
+        expected = f"sha256 {record['kept']} expected, {found} found" if record else "no record of it"
+        say(f"{kept.name} is not what was fetched, {_set_aside(kept)}: {expected}")
+    brought = original.is_file()
+    if not brought:
         try:
             download(published.url, original)
         except _UnavailableError as error:
@@ -107,24 +124,40 @@ def fetch_network(network: str, *, keep: bool = False) -> Path:
     digest = _sha256(original)
     expected = record.get("sha256") or published.digits
     if not digest.startswith(expected):
-        original.unlink()
+        done = _discard(original, brought)
         source = "as at first" if record else "as its name says"
         raise FetchError(
             f"{published.file} has another content than it should: sha256 {expected}{'' if record else '...'} "
-            f"expected, {source}, {digest} found; removed"
+            f"expected, {source}, {digest} found; {done}"
         )
     try:
         if published.sidecar:
             _unzip_onnx(original, kept)
         else:
-            read_checkpoint(original)
+            keep_weights(read_pickle(original), original, kept, digest)
     except (CheckpointError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        original.unlink()
-        raise FetchError(f"{published.file} cannot be used, removed: {error}") from error
+        raise FetchError(
+            f"{published.file} cannot be used, {_discard(original, brought)}: {error}"
+        ) from error
     _record(published, digest, _sha256(kept))
     if not keep:
         original.unlink()
     return kept
+
+
+def _discard(path: Path, brought: bool) -> str:
+    """Remove what was downloaded, set aside what was brought by hand. Returns what was done."""
+    if brought:
+        return _set_aside(path)
+    path.unlink()
+    return "removed"
+
+
+def _set_aside(path: Path) -> str:
+    """Returns what was done."""
+    unknown = path.with_name(path.name + ".unknown")
+    path.replace(unknown)
+    return f"now {unknown.name}"
 
 
 def download(url: str, path: Path) -> None:

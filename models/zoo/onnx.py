@@ -2,10 +2,13 @@
 
 A batch dimension fixed to 1, as exports often have, is made free, for which the package onnx is needed. Whether the
 network then means the same, and whether one that calls its batch free really is, is tried out at load with two
-different inputs; otherwise people go through it one by one.
+different inputs; otherwise people go through it one by one, and the log says so.
 """
 
+import logging
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from models.geometry import Normalization, normalize
 from models.runtime import Network
 from models.zoo.errors import PairError
 
+log = logging.getLogger("dynpose.onnx")
+
 OnnxNet = Callable[[Tensor], list[Tensor]]
 """(N, 3, h, w) float32 -> all outputs, on the CPU, floating ones as float32."""
 
@@ -27,6 +32,9 @@ TOLERANCE = 1e-3
 """Of a batch's outputs, in shares of the largest: batched kernels add in another order."""
 
 YOLOX_STRIDES = (8, 16, 32)
+
+EXTERNAL = b"\n\x08location\x12"
+"""How a tensor begins to say in which file its values lie, as every writer of the format has it."""
 
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
@@ -37,13 +45,16 @@ def open_net(path: Path, device: torch.device) -> OnnxNet:
     Runs on CUDA where `device` is and onnxruntime can, else on the CPU with torch's number of threads. Raises
     PairError.
     """
-    return _runs(_session(path.read_bytes(), path, device))
+    session = _session(path.read_bytes(), path, device)
+    _warn_of_cpu(session, path, device)
+    return _runs(session)
 
 
 def open_batched(path: Path, device: torch.device, size: tuple[int, int]) -> OnnxNet:
     """The same for any number of pictures of `size` (width, height) at once. Raises PairError."""
     content = path.read_bytes()
     session = _session(content, path, device)
+    _warn_of_cpu(session, path, device)
     batch = session.get_inputs()[0].shape[0]
     if isinstance(batch, int) and batch != 1:
         raise PairError(f"{path}: its batch is fixed to {batch}; export it with a free batch or a batch of 1")
@@ -55,10 +66,15 @@ def open_batched(path: Path, device: torch.device, size: tuple[int, int]) -> Onn
         raise PairError(f"{path}: it does not run on {size[0]}x{size[1]} pixels: {_line(error)}") from error
     try:
         together = _runs(_session(_free_batch(content, session), path, device) if batch == 1 else session)
-        found = together(probe)
-    except Exception:
-        return alone
-    return together if _agree(found, expected) else alone
+        if _agree(together(probe), expected):
+            return together
+        reason = "in a batch they get other answers than alone"
+    except ImportError:
+        reason = f"its batch is fixed to 1, and to free it needs the package onnx: {_install('onnx')}"
+    except Exception as error:
+        reason = f"a batch of them fails: {_line(error)}"
+    log.warning("people go through %s one by one, which is slow: %s", path, reason)
+    return alone
 
 
 def one_by_one(net: OnnxNet) -> OnnxNet:
@@ -102,8 +118,8 @@ def count_macs(path: Path, size: tuple[int, int]) -> int:
     try:
         import onnx
     except ImportError as error:
-        raise PairError("counting needs the package onnx: pip install onnx") from error
-    model = onnx.load(path)
+        raise PairError(f"counting needs the package onnx: {_install('onnx')}") from error
+    model = onnx.load(path, load_external_data=False)
     inputs = {value.name for value in model.graph.input} - {value.name for value in model.graph.initializer}
     for value in model.graph.input:
         if value.name in inputs:
@@ -117,19 +133,24 @@ def count_macs(path: Path, size: tuple[int, int]) -> int:
         value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info, *graph.output)
     } | {constant.name: list(constant.dims) for constant in graph.initializer}
+
+    def shape(node: Any, name: str) -> list[int]:
+        found = shapes.get(name, [])
+        if not found or 0 in found:  # 0 is what a free dimension reads as
+            where = f"{node.op_type} {node.name or node.output[0]}"
+            raise PairError(f"{path}: cannot count {where}: the shape of {name} is not known")
+        return found
+
     total = 0
     for node in graph.node:
-        if node.op_type in (
-            "Conv",
-            "ConvTranspose",
-        ):  # a kernel's first axis goes over outputs, or over inputs
-            spread = shapes.get(node.output[0] if node.op_type == "Conv" else node.input[0], [])
-            total += math.prod(spread) * math.prod(shapes[node.input[1]][1:])
+        if node.op_type in ("Conv", "ConvTranspose"):
+            # A kernel's first axis goes over outputs, or over inputs.
+            spread = shape(node, node.output[0] if node.op_type == "Conv" else node.input[0])
+            total += math.prod(spread) * math.prod(shape(node, node.input[1])[1:])
         elif node.op_type in ("MatMul", "Gemm"):
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            total += (
-                math.prod(shapes.get(node.output[0], [0])) * shapes[node.input[0]][-2 if transposed else -1]
-            )
+            inner = shape(node, node.input[0])[-2 if transposed else -1]
+            total += math.prod(shape(node, node.output[0])) * inner
     return total
 
 
@@ -185,16 +206,22 @@ def _session(content: bytes, path: Path, device: torch.device) -> Any:
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
-        raise PairError(f"{path.name} needs the package onnxruntime: pip install onnx onnxruntime") from error
+        raise PairError(
+            f"{path.name} needs the package onnxruntime: {_install('onnx onnxruntime')}"
+        ) from error
+    if EXTERNAL in content:
+        raise PairError(
+            f"{path}: its weights lie in another file, which its sha256 says nothing of; export it with "
+            "external_data=False, or write it as one: onnx.save(onnx.load(FILE), NEW)"
+        )
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 4  # what fails here is tried out or reported
     # Stages run side by side: idle threads of one must not spin on the cores of another.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
-    )
+    # Without a folder other files are looked for in the present one; in this no file is.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     cuda = device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
     try:
@@ -206,6 +233,15 @@ def _session(content: bytes, path: Path, device: torch.device) -> Any:
         found = [(value.name, value.shape, value.type) for value in inputs]
         raise PairError(f"{path}: it must take one input (N, 3, h, w) of floating numbers, not {found}")
     return session
+
+
+def _warn_of_cpu(session: Any, path: Path, device: torch.device) -> None:
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        log.warning("%s runs on the CPU: onnxruntime has no usable CUDA; onnxruntime-gpu has", path)
+
+
+def _install(packages: str) -> str:
+    return f"{sys.executable} -m pip install {packages}"
 
 
 def _runs(session: Any) -> OnnxNet:

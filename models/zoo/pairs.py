@@ -1,9 +1,11 @@
 """A pair, loaded: detector, router, small and large net, and where its calibration scores lie."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -11,12 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from models.detector import YOLOS, Detector, YoloDetector, read_ultralytics
+from models.defaults import ROUTER_SIZE
+from models.detector import YOLOS, Detector, YoloDetector, load_yolo, read_ultralytics
 from models.estimator import PoseEstimator
-from models.router import DifficultyScorer, PoseRouter, PoseScorer, Router, RouterConfig
-from models.runtime import Network, compile_network
+from models.router import POSE_SIZE, DifficultyScorer, PoseRouter, PoseScorer, Router, RouterConfig
+from models.runtime import Network, Runtime, compile_network
 from models.skeleton import SKELETONS
 from models.zoo import checkpoints, onnx
+from models.zoo.catalog import cache_folder
 from models.zoo.checkpoints import CheckpointError
 from models.zoo.errors import PairError
 from models.zoo.manifest import (
@@ -53,7 +57,7 @@ def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
         if path.suffix == ".pt" and entry.architecture in YOLOS:
             return read_ultralytics(path)
         if path.suffix in (".pt", ".pth", ".bin", ".tar"):
-            return checkpoints.read_checkpoint(path)
+            return checkpoints.read_checkpoint(path, entry.sha256)
         return load(path.read_bytes())
     except (ValueError, SafetensorError, CheckpointError) as error:
         raise PairError(f"{path}: {error}") from error
@@ -84,11 +88,12 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 
 def load_estimator(
-    pair: str, entry: EstimatorEntry, device: torch.device, dtype: torch.dtype
+    pair: str, entry: EstimatorEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
 ) -> PoseEstimator:
-    """One net of a pair. ONNX nets run in their own arithmetic whatever `dtype` is. Raises PairError."""
+    """One net of a pair. ONNX nets run in onnxruntime and their own arithmetic whatever `dtype` and `runtime` are.
+    Raises PairError."""
     return PoseEstimator(
-        _pose_network(pair, entry, device, dtype),
+        _pose_network(pair, entry, device, dtype, runtime),
         input_size=entry.input_size,
         codec=entry.codec,
         normalization=entry.normalization,
@@ -97,22 +102,31 @@ def load_estimator(
     )
 
 
-def _pose_network(pair: str, entry: EstimatorEntry, device: torch.device, dtype: torch.dtype) -> Network:
+def _pose_network(
+    pair: str, entry: EstimatorEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime
+) -> Network:
     keypoints = len(SKELETONS[entry.keypoints].keypoints)
     if entry.architecture == ONNX:
         path = verified(pair, entry)
         return onnx.pose_network(path, device, size=entry.input_size, codec=entry.codec, keypoints=keypoints)
-    if entry.architecture in ARCHITECTURES:
-        network = ARCHITECTURES[entry.architecture]()
-    else:
-        network = build_network(entry.architecture, keypoints)
-    with _fitting(entry):
-        checkpoints.load_checkpoint(network, read_weights(pair, entry))
-    return compile_network(network, device, dtype)
+    weights = read_weights(pair, entry)
+
+    def build() -> nn.Module:
+        if entry.architecture in ARCHITECTURES:
+            network = ARCHITECTURES[entry.architecture]()
+        else:
+            network = build_network(entry.architecture, keypoints)
+        with _fitting(entry):
+            checkpoints.load_checkpoint(network, weights)
+        return network
+
+    return compile_network(build, device, dtype, runtime, size=entry.input_size, cache=_cache(entry))
 
 
-def load_detector(pair: str, entry: DetectorEntry, device: torch.device, dtype: torch.dtype) -> Detector:
-    """The person detector of a pair. Only YOLOs run in `dtype`. Raises PairError."""
+def load_detector(
+    pair: str, entry: DetectorEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
+) -> Detector:
+    """The person detector of a pair. Only YOLOs run in `dtype` and `runtime`. Raises PairError."""
     if entry.architecture == ONNX and entry.onnx is not None:
         return onnx.OnnxDetector(
             onnx.open_net(verified(pair, entry), device),
@@ -121,22 +135,22 @@ def load_detector(pair: str, entry: DetectorEntry, device: torch.device, dtype: 
             iou=entry.onnx.nms_iou if entry.onnx.output == "raw boxes" else None,
         )
     weights = read_weights(pair, entry)
-    with _fitting(entry):
-        if entry.architecture == FASTER_RCNN:
-            from models.faster_rcnn import FasterRCNNDetector
+    if entry.architecture == FASTER_RCNN:
+        from models.faster_rcnn import FasterRCNNDetector
 
+        with _fitting(entry):
             return FasterRCNNDetector.from_weights(weights, input_size=entry.input_size, device=device)
-        return YoloDetector.from_weights(
-            weights,
-            architecture=entry.architecture,
-            input_size=entry.input_size,
-            device=device,
-            dtype=dtype,
-        )
+
+    def build() -> nn.Module:
+        with _fitting(entry):
+            return load_yolo(weights, entry.architecture)
+
+    network = compile_network(build, device, dtype, runtime, cache=_cache(entry))
+    return YoloDetector(network, input_size=entry.input_size)
 
 
 def load_router(
-    pair: str, entry: RouterEntry, device: torch.device, dtype: torch.dtype
+    pair: str, entry: RouterEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
 ) -> DifficultyScorer | PoseScorer:
     """The router of a pair. The paper's runs in float32 whatever `dtype` is: its scores lie so close together that
     small errors would change routes. Raises PairError."""
@@ -145,11 +159,14 @@ def load_router(
         router = PoseRouter()
         with _fitting(entry):
             router.load_state_dict(weights, strict=True)
-        return PoseScorer(compile_network(router.pose, device, dtype), router.head)
+        network = compile_network(router.pose, device, dtype, runtime, size=POSE_SIZE, cache=_cache(entry))
+        return PoseScorer(network, router.head)
     paper = Router(entry.config if "config" in entry.model_fields_set else _config_of(weights))
     with _fitting(entry):
         checkpoints.load_checkpoint(paper, weights)
-    return DifficultyScorer(compile_network(paper, device, torch.float32))
+    return DifficultyScorer(
+        compile_network(paper, device, torch.float32, runtime, size=ROUTER_SIZE, cache=_cache(entry))
+    )
 
 
 def _config_of(weights: dict[str, Tensor]) -> RouterConfig:
@@ -158,7 +175,9 @@ def _config_of(weights: dict[str, Tensor]) -> RouterConfig:
     return RouterConfig(outputs=3, score_index=1) if biases and len(biases[0]) == 3 else RouterConfig()
 
 
-def load_pair(pair: str | Manifest, device: torch.device, dtype: torch.dtype) -> Pair:
+def load_pair(
+    pair: str | Manifest, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
+) -> Pair:
     """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
@@ -166,11 +185,31 @@ def load_pair(pair: str | Manifest, device: torch.device, dtype: torch.dtype) ->
         manifest=manifest,
         device=device,
         calibration=manifest.folder / manifest.calibration,
-        detector=load_detector(folder, manifest.detector, device, dtype),
-        router=load_router(folder, manifest.router, device, dtype),
-        small=load_estimator(folder, manifest.small, device, dtype),
-        large=load_estimator(folder, manifest.large, device, dtype),
+        detector=load_detector(folder, manifest.detector, device, dtype, runtime),
+        router=load_router(folder, manifest.router, device, dtype, runtime),
+        small=load_estimator(folder, manifest.small, device, dtype, runtime),
+        large=load_estimator(folder, manifest.large, device, dtype, runtime),
     )
+
+
+def _cache(entry: FileEntry) -> Path | None:
+    """Folder of a network converted for OpenVINO, under a name that no other network, weights, program or release of
+    the packages that make it would have; None where there is no home directory, or no OpenVINO."""
+    try:
+        made = hashlib.sha256(f"{_program()} {entry.model_dump_json()}".encode())
+        return cache_folder() / "openvino" / f"{entry.architecture}-{made.hexdigest()[:32]}"
+    except (RuntimeError, metadata.PackageNotFoundError):
+        return None
+
+
+@functools.cache
+def _program() -> str:
+    """The packages' releases, and the hash of everything in `models` that may have a part in what a network does."""
+    releases = [f"{package} {metadata.version(package)}" for package in ("openvino", "torch", "ultralytics")]
+    sources = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        sources.update(path.read_bytes())
+    return " ".join([*releases, sources.hexdigest()])
 
 
 @contextmanager

@@ -38,13 +38,14 @@ def picture_of(difficulties: list[float], format: str = "PNG", **options: Any) -
 
 class FakePair:
     """What `models.zoo.load_pair` would return. A function put into `faults` under a stage's name runs first; the
-    keypoints of a person whose box begins at `nan_at` are not finite."""
+    keypoints of a person whose box begins at `nan_at` are not finite. peaks: scores of the keypoints."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
         self.device = torch.device("cpu")
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
         self.nan_at = -1.0
+        self.peaks = [0.8] * 17
         self.small, self.large = self._estimator("small", 1.0), self._estimator("large", 2.0)
 
     def _enter(self, stage: str, pictures: list[Tensor]) -> None:
@@ -74,7 +75,7 @@ class FakePair:
     def _estimator(self, name: str, offset: float) -> Callable[..., Tensor]:
         def run(pictures: list[Tensor], boxes: Tensor, *, flip_test: bool = False) -> Tensor:
             self._enter(name, pictures)
-            keypoints = torch.full((len(boxes), 17, 3), 0.8)
+            keypoints = torch.tensor(self.peaks).view(1, 17, 1).repeat(len(boxes), 1, 3)
             keypoints[:, :, :2] = boxes[:, None, :2] + offset + (0.5 if flip_test else 0.0)
             keypoints[boxes[:, 0] == self.nan_at] = float("nan")
             return keypoints

@@ -1,18 +1,23 @@
+import collections
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import ultralytics
 from torch import Tensor
 
-from models.detector import YoloDetector, build_network, letterbox, read_ultralytics, suppress, to_boxes
+from models.detector import YoloDetector, letterbox, load_yolo, read_ultralytics, suppress, to_boxes
 from models.zoo import load_detector, read_manifest
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
+from ultralytics.utils import IterableSimpleNamespace  # isort: skip
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
 
@@ -130,66 +135,88 @@ def coco_model() -> DetectionModel:
 
 
 def test_of_a_coco_detectors_80_classes_only_the_person_counts(coco_model: DetectionModel):
-    cpu = torch.device("cpu")
-    detector = YoloDetector.from_weights(
-        coco_model.state_dict(), architecture="yolov8n", input_size=64, device=cpu, dtype=torch.float32
-    )
     batch = torch.rand(1, 3, 64, 64)
+    network = load_yolo(coco_model.state_dict(), "yolov8n")
     with torch.inference_mode():
         expected = coco_model(batch)[0]
-    found = detector.network(batch)
+        found = network(batch)
     assert found.shape == (1, 5, 84)
     assert torch.allclose(found, expected[:, :5], atol=1e-3)
 
 
 def test_weights_of_another_yolo_are_refused(coco_model: DetectionModel):
     with pytest.raises(RuntimeError):
-        YoloDetector.from_weights(
-            coco_model.state_dict(),
-            architecture="yolov8s",
-            input_size=64,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        )
+        load_yolo(coco_model.state_dict(), "yolov8s")
 
 
 @pytest.mark.parametrize("architecture", ["yolo11n", "yolo12n"])
 def test_later_yolos_are_read_as_the_first(architecture: str):
     torch.manual_seed(0)
     model = DetectionModel(f"{architecture}.yaml", verbose=False)
-    build_network(architecture)
-    detector = YoloDetector.from_weights(
-        model.state_dict(),
-        architecture=architecture,
-        input_size=64,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-    assert detector.network(torch.rand(1, 3, 64, 64)).shape == (1, 5, 84)
+    network = load_yolo(model.state_dict(), architecture)
+    with torch.inference_mode():
+        assert network(torch.rand(1, 3, 64, 64)).shape == (1, 5, 84)
 
 
 def test_a_checkpoint_of_ultralytics_gives_its_weights(coco_model: DetectionModel, tmp_path: Path):
-    torch.save(
-        {"model": coco_model, "ema": None, "epoch": -1, "train_args": {"imgsz": 640}}, tmp_path / "y.pt"
-    )
+    """As ultralytics saves one, in half precision and with objects that are no layers."""
+    content = {
+        "epoch": -1,
+        "model": copy.deepcopy(coco_model).half(),
+        "ema": None,
+        "train_args": IterableSimpleNamespace(imgsz=640),
+        "train_metrics": {"fitness": np.float64(0.5), "curve": np.arange(3.0)},
+    }
+    torch.save(content, tmp_path / "y.pt")
     weights = read_ultralytics(tmp_path / "y.pt")
-    assert weights.keys() == coco_model.state_dict().keys()
-    assert torch.equal(weights["model.0.conv.weight"], coco_model.state_dict()["model.0.conv.weight"])
+    expected = coco_model.state_dict()
+    assert list(weights) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(weights[key], value.half().float() if value.is_floating_point() else value), key
 
 
-class Bomb:
+class Call:
+    """Its pickle calls `function` when it is opened."""
+
+    def __init__(self, function: Any, argument: Any) -> None:
+        self.call = function, (argument,)
+
     def __reduce__(self):
-        return os.mkdir, ("bomb",)
+        return self.call
 
 
+SPRUNG = "open('sprung', 'w')"
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        Call(os.mkdir, "sprung"),
+        Call(eval, SPRUNG),
+        Call(
+            DetectionModel,
+            {"activation": SPRUNG, "backbone": [[-1, 1, "Conv", [8, 3, 2]]], "head": [], "nc": 1},
+        ),
+    ],
+    ids=["system", "builtin", "layer"],
+)
 def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bomb: Call
 ):
+    """ultralytics evaluates what a model's description says of its activation."""
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Bomb()}, "bomb.pt")
-    with pytest.raises(ValueError, match="mkdir, which is no layer"):
+    torch.save({"model": bomb}, "bomb.pt")
+    with pytest.raises(ValueError, match="no checkpoint of ultralytics"):
         read_ultralytics(Path("bomb.pt"))
-    assert not Path("bomb").exists()
+    assert not Path("sprung").exists()
+
+
+def test_of_a_layer_only_the_weights_are_read(coco_model: DetectionModel, tmp_path: Path):
+    """A file could put anything in the place of a layer's methods and hooks."""
+    model = copy.deepcopy(coco_model)
+    model.__dict__["state_dict"] = model._state_dict_hooks[0] = collections.OrderedDict
+    torch.save({"model": model}, tmp_path / "y.pt")
+    assert read_ultralytics(tmp_path / "y.pt").keys() == coco_model.state_dict().keys()
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", None])

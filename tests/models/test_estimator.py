@@ -70,7 +70,7 @@ def brightest_bins(crops: Tensor) -> Tensor:
     return torch.cat([x, y], dim=1).repeat_interleave(2, dim=1)[:, None].expand(-1, 17, -1).contiguous()
 
 
-def test_a_simcc_net_answers_in_picture_pixels_with_scores_up_to_one():
+def test_a_simcc_net_answers_in_picture_pixels():
     estimator = PoseEstimator(brightest_bins, input_size=INPUT_SIZE, codec="simcc")
     picture = picture_with_spot(150, 80)
     boxes = torch.tensor([[100.0, 30.0, 120.0, 160.0]])
@@ -79,7 +79,21 @@ def test_a_simcc_net_answers_in_picture_pixels_with_scores_up_to_one():
         assert keypoints.shape == (1, 17, 3)
         # Among equal bins the first wins: half a spot, 4.5 px, to the left and above.
         assert (keypoints[0, :, :2] - torch.tensor([150.0, 80.0])).abs().max() < 7
-        assert (keypoints[0, :, 2] == 1).all()  # the raw peak is above
+
+
+@pytest.mark.parametrize("codec", ["dark", "simcc"])
+def test_scores_are_the_raw_peaks(codec: Codec):
+    """Above 1 and below 0 too: that is how MMPose ranks poses."""
+
+    def network(crops: Tensor) -> Tensor:
+        answer = torch.full((len(crops), 17, *((24 + 32,) if codec == "simcc" else (32, 24))), -0.5)
+        answer[:, 0] = 1.25
+        return answer
+
+    estimator = PoseEstimator(network, input_size=(24, 32), codec=codec)
+    picture = torch.zeros(32, 24, 3, dtype=torch.uint8)
+    scores = estimator([picture], torch.tensor([[2.4, 3.2, 19.2, 25.6]]))[0, :, 2]
+    assert scores.tolist() == [1.25] + [-0.5] * 16
 
 
 @pytest.mark.parametrize("codec", ["quarter", "dark_udp", "simcc"])

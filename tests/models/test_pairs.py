@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from models.zoo import (
     load_router,
     named_entry,
     read_manifest,
+    read_weights,
 )
 from models.zoo.manifest import EMBEDDED
 from models.zoo.options import add_pair_arguments, pair_from
@@ -155,6 +157,16 @@ def test_weights_for_other_keypoints_are_refused(spot: Path):
     save_file(Spot(14).state_dict(), spot)
     with pytest.raises(PairError, match=r"mine\.safetensors"):
         load_pair(read_manifest("embedded", small=f"resnet50={spot}"), CPU, torch.float32)
+
+
+def test_the_file_that_is_loaded_is_the_one_whose_hash_is_right(spot: Path):
+    """And not a newer one of its name beside it."""
+    pickled = spot.with_suffix(".pth")
+    weights = {key: torch.zeros_like(value) for key, value in Spot(17).state_dict().items()}
+    torch.save(weights, pickled)
+    os.utime(pickled, (0, 0))
+    entry = named_entry(EstimatorEntry, "small", f"resnet50={pickled}")
+    assert not read_weights("embedded", entry)["final_layer.weight"].any()
 
 
 def test_a_file_changed_after_it_was_named_is_refused(spot: Path):

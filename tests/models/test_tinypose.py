@@ -1,12 +1,14 @@
+import copy
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec import decode
-from models.tinypose import TinyPose, TwoScaleTinyPose, enlarge
+from models.tinypose import ShuffleUnit, TinyPose, TwoScaleTinyPose, enlarge, join_units, reduce
 
 ONNX_FOLDER = os.environ.get("PP_TINYPOSE_FOLDER")
 
@@ -46,6 +48,21 @@ def test_enlarged_heatmaps_keep_their_peak_at_the_same_place() -> None:
         heatmap = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, None]
         points, _ = decode(enlarge(heatmap), "dark")
         assert points[0, 0].tolist() == pytest.approx([1.5 * x, 1.5 * y], abs=0.05)
+
+
+def test_crops_are_reduced_as_torch_resizes_with_anti_aliasing() -> None:
+    crops = torch.randn(2, 3, 96, 72, generator=torch.Generator().manual_seed(4))
+    expected = functional.interpolate(crops, (64, 48), mode="bilinear", antialias=True)
+    assert torch.allclose(reduce(crops), expected, atol=1e-5)
+
+
+def test_joined_units_give_the_same_heatmaps(network: TinyPose) -> None:
+    crops = torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(5))
+    joined = copy.deepcopy(network)
+    join_units(joined)
+    assert not any(isinstance(module, ShuffleUnit) for module in joined.modules())
+    with torch.inference_mode():
+        assert torch.allclose(joined(crops), network(crops), atol=1e-6)
 
 
 def test_the_two_scale_net_averages_a_net_at_full_size_and_one_at_two_thirds() -> None:

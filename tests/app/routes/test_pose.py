@@ -369,6 +369,13 @@ def test_a_person_whose_keypoints_are_not_finite_is_left_out_and_counted(client)
     assert 'dynpose_stage_failures_total{stage="large"} 1.0' in client.get("/metrics").text
 
 
+def test_keypoint_scores_are_between_0_and_1_whatever_a_nets_peaks_are(client):
+    client.pair.peaks = [1.5, -0.5, *[0.6] * 15]
+    person = post(client).json()["images"][0]["people"][0]
+    assert [score for _, _, score in person["keypoints"]] == pytest.approx([1, 0, *[0.6] * 15])
+    assert person["score"] == pytest.approx(person["bbox_score"] * (1 + 15 * 0.6) / 16, abs=1e-6)
+
+
 def test_requests_are_refused_while_loading_and_while_draining(serve):
     client = serve()
     client.service.status = "warming"

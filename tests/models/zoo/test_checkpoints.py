@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -135,26 +136,63 @@ def test_a_pickle_is_opened_once_and_kept_as_safetensors(pth, monkeypatch: pytes
     load_checkpoint(network_of(), path)
     assert {file.name for file in path.parent.iterdir()} == {path.name, "vitpose-00000000.safetensors"}
     monkeypatch.setattr(torch, "load", None)
-    for _ in range(2):  # with and without the pickle
+    for file in (path, path.with_suffix(".safetensors")):
         network = network_of()
-        load_checkpoint(network, path)
+        load_checkpoint(network, file)
         assert_loaded(network, weights)
-        path.unlink(missing_ok=True)
-    network = network_of()
-    load_checkpoint(network, path.with_suffix(".safetensors"))
-    assert_loaded(network, weights)
 
 
-def test_a_newer_pickle_replaces_what_was_kept(pth):
+def test_another_pickle_of_that_name_replaces_what_was_kept(pth, monkeypatch: pytest.MonkeyPatch):
+    """Whichever file is newer."""
     path, weights = pth
     read_checkpoint(path)
-    os.utime(path.with_suffix(".safetensors"), (0, 0))
     torch.save({key: value + 1 for key, value in to_mmpose(weights).items()}, path)
+    os.utime(path, (0, 0))
+    read_checkpoint(path)
+    monkeypatch.setattr(torch, "load", None)
     network = network_of()
     load_checkpoint(network, path)
     assert float(network.state_dict()["head.final_layer.bias"][0]) == pytest.approx(
         float(weights["head.final_layer.bias"][0]) + 1
     )
+
+
+def test_a_file_beside_a_pickle_that_was_not_made_of_it_is_neither_read_nor_replaced(pth):
+    path, weights = pth
+    kept = path.with_suffix(".safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, kept)
+    content = kept.read_bytes()
+    network = network_of()
+    load_checkpoint(network, path)
+    assert_loaded(network, weights)
+    assert kept.read_bytes() == content
+
+
+def test_where_nothing_can_be_written_a_pickle_loads_all_the_same(pth, monkeypatch: pytest.MonkeyPatch):
+    path, weights = pth
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    network = network_of()
+    load_checkpoint(network, path)
+    assert_loaded(network, weights)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(pth, monkeypatch: pytest.MonkeyPatch):
+    path, weights = pth
+
+    def full(_: object, file: Path, __: object) -> None:
+        file.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("models.zoo.checkpoints.save_file", full)
+    network = network_of()
+    load_checkpoint(network, path)
+    assert_loaded(network, weights)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_the_logs_that_training_leaves_in_a_file_are_passed_over(pth, monkeypatch: pytest.MonkeyPatch):

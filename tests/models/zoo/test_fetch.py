@@ -1,5 +1,6 @@
 """Fetching from a server on this machine, which can be told to be a bad one."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -274,7 +275,48 @@ def test_a_file_that_is_no_longer_what_it_was_at_first_is_removed(
         match=rf"sha256 {digest(published_weights)} expected, as at first, [0-9a-f]{{64}} found; removed",
     ):
         fetch_network("mobilenetv2")
-    assert list((cache / "files").iterdir()) == []
+    assert [file.name for file in (cache / "files").iterdir()] == ["weights.safetensors.unknown"]
+
+
+def test_files_brought_by_hand_that_are_not_the_published_ones_are_set_aside(
+    server: Server,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    published_weights: bytes,
+    capsys: pytest.CaptureFixture[str],
+):
+    name = publish(server, monkeypatch, published_weights)
+    files = cache / "files"
+    files.mkdir(parents=True)
+    (files / name).write_bytes(b"another")
+    with pytest.raises(FetchError, match=rf"found; now {name}\.unknown"):
+        fetch_network("mobilenetv2")
+    assert (files / f"{name}.unknown").read_bytes() == b"another"
+    kept = PUBLISHED["mobilenetv2"].kept
+    (files / kept).write_bytes(b"mine")
+    path = fetch_network("mobilenetv2")
+    assert f"{kept} is not what was fetched, now {kept}.unknown: no record of it" in capsys.readouterr().err
+    assert (files / f"{kept}.unknown").read_bytes() == b"mine"
+    assert path.name == kept
+
+
+def test_two_commands_make_a_pair_one_after_the_other(
+    tiny: str, server: Server, cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    cache.mkdir()
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        commands = [threading.Thread(target=fetch_pair, args=(tiny,)) for _ in range(2)]
+        for command in commands:
+            command.start()
+        for command in commands:
+            command.join(0.3)
+        assert server.asked == []
+    for command in commands:
+        command.join()
+    assert "another command is fetching, waiting for it" in capsys.readouterr().err
+    assert len(server.asked) == 2
+    load_pair(tiny, torch.device("cpu"), torch.float32)
 
 
 def test_a_changed_file_in_the_cache_is_fetched_again(

@@ -1,5 +1,6 @@
 import builtins
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,21 @@ def test_reshapes_that_spell_out_the_batch_are_freed_too(
 
 @pytest.mark.parametrize("net", ["unfit", "mixing"])
 def test_a_net_that_a_larger_batch_breaks_sees_people_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, net: str
 ) -> None:
     """One cannot take two; the other can, but lets each see the other."""
     if net == "unfit":
-        path, factor = reshaping_net(tmp_path / "net.onnx", [17, 192], [1, 17, 16, 12]), 1
+        path, factor, reason = (
+            reshaping_net(tmp_path / "net.onnx", [17, 192], [1, 17, 16, 12]),
+            1,
+            "a batch of them fails",
+        )
     else:
-        path, factor = mixing_net(tmp_path / "net.onnx"), 2
+        path, factor, reason = mixing_net(tmp_path / "net.onnx"), 2, "other answers than alone"
     opened = open_batched(path, CPU, SIZE)
+    (warning,) = caplog.messages
+    assert f"people go through {path} one by one, which is slow: " in warning
+    assert reason in warning
     seen = batches(monkeypatch)
     (found,) = opened(crops(3))
     assert seen == [1, 1, 1]
@@ -108,7 +116,7 @@ def test_a_net_that_a_larger_batch_breaks_sees_people_one_by_one(
 
 
 def test_without_the_package_onnx_a_fixed_batch_stays_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = heatmap_net(tmp_path / "net.onnx")
     hide(monkeypatch, "onnx")
@@ -116,6 +124,26 @@ def test_without_the_package_onnx_a_fixed_batch_stays_one_by_one(
     seen = batches(monkeypatch)
     assert net(crops(2))[0].shape == (2, 17, 16, 12)
     assert seen == [1, 1]
+    (warning,) = caplog.messages
+    assert f"needs the package onnx: {sys.executable} -m pip install onnx" in warning
+
+
+def test_a_net_for_cuda_that_runs_on_the_cpu_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
+    path = heatmap_net(tmp_path / "net.onnx")
+    open_batched(path, torch.device("cuda"), SIZE)
+    open_net(path, torch.device("cuda"))
+    said = f"{path} runs on the CPU: onnxruntime has no usable CUDA"
+    assert [message.startswith(said) for message in caplog.messages] == [True, True]
+
+
+def test_what_runs_as_it_should_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_batched(heatmap_net(tmp_path / "net.onnx"), CPU, SIZE)
+    assert caplog.messages == []
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -151,14 +179,24 @@ def test_a_net_uses_as_many_threads_as_torch(tmp_path: Path, monkeypatch: pytest
     assert threads == [torch.get_num_threads()]
 
 
-def test_weights_in_a_file_beside_the_net_are_found(tmp_path: Path) -> None:
-    """As torch.onnx.export writes them by default."""
+def test_weights_in_a_file_beside_the_net_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch.onnx.export writes them by default; the net's sha256 does not cover them."""
     path = heatmap_net(tmp_path / "net.onnx")
-    expected = open_net(path, CPU)(crops(1))[0]
-    model = onnx.load(path)
-    onnx.save(model, path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
     assert (tmp_path / "net.onnx.data").exists()
-    assert torch.equal(open_batched(path, CPU, SIZE)(crops(1))[0], expected)
+    monkeypatch.chdir(tmp_path)
+    entry = named_entry(EstimatorEntry, "small", str(path))
+    with pytest.raises(PairError, match=r"net\.onnx: its weights lie in another file"):
+        load_estimator("pair", entry, CPU, torch.float32)
+    with pytest.raises(PairError, match="lie in another file"):
+        open_net(path, CPU)
+    monkeypatch.setattr("models.zoo.onnx.EXTERNAL", b"however else it may be written")
+    with pytest.raises(PairError, match="onnxruntime cannot open it"):
+        open_net(path, CPU)
+    onnx.save(onnx.load(path), tmp_path / "one.onnx")
+    assert open_net(tmp_path / "one.onnx", CPU)(crops(1))[0].shape == (1, 17, 16, 12)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +255,7 @@ def test_a_pose_net_answers_in_the_pictures_pixels(tmp_path: Path, make: Any, fl
     keypoints = estimator([picture_with_spots()] * 2, boxes, flip_test=flip_test)
     assert keypoints.shape == (2, 17, 3)
     assert (keypoints[:, :, :2] - torch.tensor([[[60.0, 80]], [[210, 120]]])).abs().max() < 5.5
-    assert ((keypoints[:, :, 2] > 0) & (keypoints[:, :, 2] <= 1)).all()
+    assert (keypoints[:, :, 2] > 0).all()
 
 
 def test_an_input_has_the_channels_mean_and_deviation_of_its_net(tmp_path: Path) -> None:

@@ -1,0 +1,289 @@
+"""OpenVINO as a runtime, against PyTorch: the bundled networks on people of real photographs."""
+
+import logging
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import ultralytics
+from torch import Tensor, nn
+
+from app.policy import SplitPolicy
+from calibration.thresholds import read_calibration
+from models.geometry import center_scale
+from models.router import Router, RouterConfig
+from models.runtime import compile_network, resolve_runtime
+from models.zoo import Pair, load_pair, load_router, named_entry, read_manifest, save_weights
+from models.zoo import pairs as pairs_module
+from models.zoo.manifest import RouterEntry
+
+pytest.importorskip("openvino")
+
+CPU = torch.device("cpu")
+ASSETS = Path(ultralytics.__file__).parent / "assets"
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+class FixedBatch(nn.Module):
+    """A network that is traced with two crops and then knows no other number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).view(len(x), 3, 32, 32)
+
+
+class FixedAddend(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(len(x), 1, 1, 1)
+
+
+class FixedValue(nn.Module):
+    """What it adds is the number of crops."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + len(x)
+
+
+@pytest.mark.parametrize("size", [(32, 64), None])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_it_does_what_pytorch_does_for_any_number_of_crops(
+    size: tuple[int, int] | None, dtype: torch.dtype, allowed: float
+) -> None:
+    network = compile_network(small_network(), CPU, dtype, "openvino", size=size)
+    reference = compile_network(small_network(), CPU, torch.float32)
+    for count, height, width in ((1, 64, 32), (5, 64, 32), *([] if size else [(2, 96, 64)])):
+        crops = torch.rand(count, 3, height, width)
+        found = network(crops)
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        assert torch.allclose(found, reference(crops), atol=allowed)
+
+
+def test_an_answer_outlives_the_next_one() -> None:
+    network = compile_network(small_network(), CPU, torch.float32, "openvino", size=(32, 32))
+    first = network(torch.zeros(1, 3, 32, 32))
+    kept = first.clone()
+    network(torch.ones(1, 3, 32, 32))
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("kind", [FixedBatch, FixedAddend, FixedValue])
+def test_a_network_that_it_would_change_runs_in_pytorch(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        network = compile_network(kind(), CPU, torch.float32, "openvino", size=(32, 32))
+    crops = torch.ones(4, 3, 32, 32)
+    assert torch.equal(network(crops), kind()(crops))
+    assert f"{kind.__name__} runs in PyTorch" in caplog.text
+
+
+def test_a_network_is_converted_once(tmp_path: Path) -> None:
+    cache = tmp_path / "not yet there" / "network"
+    network = compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+    again = compile_network(
+        lambda: pytest.fail("made again"), CPU, torch.float32, "openvino", size=(32, 32), cache=cache
+    )
+    crops = torch.rand(2, 3, 32, 32)
+    assert torch.equal(network(crops), again(crops))
+    assert [path.name for path in cache.parent.iterdir()] == ["network"]
+
+
+def test_a_damaged_network_is_converted_again(tmp_path: Path) -> None:
+    def compiled() -> Tensor:
+        cache = tmp_path / "network"
+        network = compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+        return network(torch.ones(1, 3, 32, 32))
+
+    expected = compiled()
+    (tmp_path / "network" / "network.xml").write_text("<net")
+    assert torch.equal(compiled(), expected)
+    (tmp_path / "network" / "network.bin").write_bytes(b"")
+    assert torch.equal(compiled(), expected)
+
+
+def test_networks_not_read_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.openvino.KEPT", 2)
+    for age, name in enumerate("abac"):
+        cache = tmp_path / name
+        compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+        os.utime(cache / "network.xml", (age, age))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+def test_where_nothing_can_be_kept_it_runs_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "openvino" / "network"
+    network = compile_network(small_network(), CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+    assert network(torch.ones(1, 3, 32, 32)).shape == (1, 4, 16, 16)
+
+
+def test_without_a_home_a_pair_loads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("no home directory")  # as pathlib does
+
+    for name in ("DYNPOSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    load_router("embedded", read_manifest("embedded").router, CPU, torch.float32, "eager")
+
+
+def test_a_pair_runs_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(metadata, "version", version)
+    pairs_module._program.cache_clear()
+    load_router("embedded", read_manifest("embedded").router, CPU, torch.float32)
+    pairs_module._program.cache_clear()
+
+
+def test_it_reports_nothing_to_anybody(tmp_path: Path) -> None:
+    """The package would: on import and with every conversion."""
+    program = (
+        "import sys, torch\n"
+        "from models.runtime import compile_network\n"
+        "compile_network(torch.nn.Conv2d(3, 1, 1), torch.device('cpu'), torch.float32, 'openvino', size=(32, 32))\n"
+        "assert 'openvino' in sys.modules\n"
+        "assert not sys.modules['openvino_telemetry']"
+    )
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+def test_the_papers_router_takes_any_number_of_people(
+    pooling: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYNPOSE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    path = tmp_path / "dynpose.safetensors"
+    config = RouterConfig(pooling=pooling)  # type: ignore[arg-type]
+    save_weights(Router(config), path)
+    entry = named_entry(RouterEntry, "router", f"dynpose={path}").model_copy(update={"config": config})
+    crops = torch.randn(5, 3, 256, 192)
+    fast, slow = (
+        load_router("x", entry, CPU, torch.bfloat16, runtime).network for runtime in ("openvino", "eager")
+    )
+    for count in (1, 5):
+        assert torch.allclose(fast(crops[:count]), slow(crops[:count]), atol=1e-5)
+    assert not caplog.records
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Tensor]:
+    """Three photographs, each also at half its size, blurred, mirrored and cut off below."""
+    photos = [
+        cv2.cvtColor(cv2.imread(str(ASSETS / name)), cv2.COLOR_BGR2RGB) for name in ("bus.jpg", "zidane.jpg")
+    ]
+    photos.append(skimage.data.astronaut())
+    variations = []
+    for photo in photos:
+        variations += [
+            photo,
+            cv2.resize(photo, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+            cv2.GaussianBlur(photo, (0, 0), 3),
+            photo[:, ::-1],
+            photo[: len(photo) * 2 // 3],
+        ]
+    return [torch.from_numpy(np.ascontiguousarray(picture)) for picture in variations]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[tuple[str, torch.dtype], Pair]:
+    return {
+        (runtime, dtype): load_pair("embedded", CPU, dtype, runtime)  # type: ignore[arg-type]
+        for runtime in ("eager", "openvino")
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+
+
+@pytest.fixture(scope="module")
+def people(pictures: list[Tensor], pairs: dict[tuple[str, torch.dtype], Pair]) -> tuple[list[Tensor], Tensor]:
+    """The picture of each person and (N, 5) box and score."""
+    found = pairs["eager", torch.float32].detector(pictures, [0.35] * len(pictures))
+    rows = torch.cat(found)
+    assert len(rows) >= 30
+    return [picture for picture, boxes in zip(pictures, found, strict=True) for _ in boxes], rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("net", ["small", "large"])
+def test_keypoints_are_those_of_pytorch(pairs, people, net: str, dtype: torch.dtype) -> None:
+    """In bfloat16 both round, each in its way: where a net is sure they agree, and neither is farther from float32 than
+    the other."""
+    pictures, rows = people
+    exact, eager, found = (
+        getattr(pairs[which], net)(pictures, rows[:, :4])
+        for which in (("eager", torch.float32), ("eager", dtype), ("openvino", dtype))
+    )
+    sure = exact[:, :, 2] > 0.5
+    # Of the large net's crop where people are larger than that, as most are here.
+    pixel = (center_scale(rows[:, :4])[1][:, 1] / 384).clamp(min=1).view(-1, 1).expand_as(sure)[sure]
+
+    def deviation(a: Tensor, b: Tensor) -> Tensor:
+        """Quantiles 0.5 and 0.99 in pixels."""
+        return ((a - b)[:, :, :2].norm(dim=2)[sure] / pixel).quantile(torch.tensor([0.5, 0.99]))
+
+    assert (deviation(found, eager) <= torch.tensor([0.5, 2.0])).all()
+    assert (deviation(found, exact) <= 1.3 * deviation(eager, exact) + 0.01).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None:
+    floors = [0.35] * len(pictures)
+    for slow, fast in zip(
+        pairs["eager", dtype].detector(pictures, floors),
+        pairs["openvino", dtype].detector(pictures, floors),
+        strict=True,
+    ):
+        assert len(slow) == len(fast)
+        corners = [torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]], dim=1) for boxes in (slow, fast)]
+        assert (overlaps(*corners).amax(1) > 0.98).all()
+
+
+def overlaps(a: Tensor, b: Tensor) -> Tensor:
+    from torchvision.ops import box_iou
+
+    return box_iou(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_people_take_the_routes_they_take_in_pytorch(pairs, people, dtype: torch.dtype) -> None:
+    pictures, rows = people
+    slow, fast = (
+        pairs[runtime, dtype].router(pictures, rows[:, :4], rows[:, 4]) for runtime in ("eager", "openvino")
+    )
+    assert (slow - fast).abs().max() < 0.03
+    scores = read_calibration(pairs["eager", dtype].calibration).scores
+    k1 = SplitPolicy(scores, p=0.5, theta=0.1, mode="fixed", policy="top").snapshot.k1
+    assert ((slow > k1) != (fast > k1)).float().mean() < 0.01
+
+
+def test_the_runtime_that_was_asked_for_must_be_able_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert resolve_runtime(CPU, "auto") == "openvino"
+    assert resolve_runtime(CPU, "eager") == "eager"
+    assert resolve_runtime(cuda, "auto") == "eager"
+    with pytest.raises(ValueError, match="RUNTIME=openvino"):
+        resolve_runtime(cuda, "openvino")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert resolve_runtime(CPU, "auto") == "eager"
+    with pytest.raises(ValueError, match="pip install openvino"):
+        resolve_runtime(CPU, "openvino")
