@@ -28,6 +28,12 @@ RUN chmod -R a+rX . \
     && python -m compileall -q app models calibration \
     && useradd --system --no-create-home --shell /usr/sbin/nologin dynpose
 
+# The bundled networks, converted for OpenVINO once and for any CPU: the user below has no place to keep them, and would
+# convert them at each start.
+ENV DYNPOSE_CACHE=/srv/dynpose/cache
+RUN python -c "import torch; from models.zoo import load_pair; load_pair('embedded', torch.device('cpu'), torch.float32)" \
+    && chmod -R a+rX cache
+
 # The service writes nothing of its own but STATE_FILE, where that is set.
 USER dynpose
 EXPOSE 8000

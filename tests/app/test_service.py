@@ -7,7 +7,7 @@ import time
 import pytest
 
 from app.errors import ApiError
-from app.service import Service
+from app.service import ASPECTS, Service, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
@@ -156,3 +156,22 @@ def test_people_of_many_requests_share_batches(serve):
         thread.join()
     assert 'dynpose_batch_size_bucket{le="1.0",stage="score"} 1.0' in client.get("/metrics").text
     assert 'dynpose_batch_size_count{stage="score"} 2.0' in client.get("/metrics").text
+
+
+def test_every_batch_size_and_usual_picture_is_warmed():
+    pair, seen = FakePair(None), []
+    pair.faults = {
+        stage: lambda pictures, stage=stage: seen.append((stage, len(pictures), tuple(pictures[0].shape[:2])))
+        for stage in ("detect", "score", "small", "large")
+    }
+    warm(pair)
+    assert {size for stage, size, _ in seen if stage == "detect"} == {1, 2, 4, 8}
+    assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
+    for stage in ("score", "small", "large"):
+        assert {size for name, size, _ in seen if name == stage} == {1, 2, 4, 8, 16}
+
+
+def test_a_runtime_that_cannot_run_is_refused_at_once(pair_folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="RUNTIME=openvino"):
+        service(pair_folder, runtime="openvino")
