@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import ultralytics
 
+from models.zoo.catalog import cache_folder
 from models.zoo.manifest import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +168,9 @@ def test_a_delay_keeps_the_port_open_and_says_draining(start: Start):
     assert server.process.wait(30) == 0
 
 
-def test_it_serves_without_network_and_home_and_leaves_no_file_behind(start: Start, tmp_path: Path):
+def test_it_serves_without_network_and_home_and_leaves_only_converted_networks_behind(
+    start: Start, tmp_path: Path
+):
     home, site, attempts = tmp_path / "home", tmp_path / "site", tmp_path / "attempts"
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -177,6 +180,7 @@ def test_it_serves_without_network_and_home_and_leaves_no_file_behind(start: Sta
     server = start(
         HOME=str(home),
         XDG_CONFIG_HOME=str(home / "config"),
+        DYNPOSE_CACHE=str(cache_folder()),
         PYTHONPATH=str(site),
         TMPDIR=str(temporary),
     )
