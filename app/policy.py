@@ -209,7 +209,8 @@ def split_for(window: Scores, p: float, theta: float, policy: Policy) -> Split:
     if p == 1:
         return Split(-math.inf, math.inf, False, 1.0)
     if p == 0:
-        nearest = float(window[literal.j - 1])
+        # `top` knows no extremely hard people, so that all are easy then.
+        nearest = math.inf if policy == "top" else float(window[literal.j - 1])
         return Split(nearest, nearest, False, 0.0)
     wanted = floor_share(n, p)
     easy = int(np.searchsorted(window, literal.k1, side="right"))

@@ -170,3 +170,11 @@ def test_the_reported_share_is_what_the_thresholds_do(scores, p, theta, rule):
     assert split.share == pytest.approx(hard / len(window))
     if len(set(scores)) == len(scores):
         assert abs(split.share - p) <= 2 / len(window)
+
+
+@pytest.mark.parametrize("p", [0, 0.3, 1])
+def test_with_top_nobody_is_extremely_hard(p: float) -> None:
+    split = policy(np.linspace(0, 1, 300), p, rule="top").snapshot
+    routes = {split.route(float(score)) for score in np.linspace(0, 1, 50)}
+    assert Route.extremely_hard not in routes
+    assert (Route.hard in routes) == (p > 0)
