@@ -68,9 +68,6 @@ SIGMAS = (
 
 FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 
-FLIP_INDEX = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
-"""Keypoint i of a mirrored person is keypoint FLIP_INDEX[i] of the person."""
-
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -93,6 +90,8 @@ class Skeleton:
 
 
 COCO = Skeleton("coco", KEYPOINT_NAMES, FLIP_PAIRS, SIGMAS, SKELETON)
+
+FLIP_INDEX = COCO.flip_index
 
 CROWDPOSE = Skeleton(
     "crowdpose",

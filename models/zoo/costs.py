@@ -7,6 +7,7 @@ from torch import nn
 
 from models.defaults import ROUTER_SIZE
 from models.router import POSE_SIZE, PoseRouter, Router
+from models.skeleton import SKELETONS
 from models.zoo import onnx
 from models.zoo.manifest import ARCHITECTURES, ONNX, EstimatorEntry, Manifest, RouterEntry
 from models.zoo.networks import build_network, count_macs
@@ -35,6 +36,6 @@ def _estimator(entry: EstimatorEntry, path: Path) -> float:
         network: nn.Module = (
             ARCHITECTURES[entry.architecture]()
             if entry.architecture in ARCHITECTURES
-            else build_network(entry.architecture)
+            else build_network(entry.architecture, len(SKELETONS[entry.keypoints].keypoints))
         )
         return count_macs(network, entry.input_size)

@@ -3,8 +3,8 @@ import pytest
 from models.skeleton import COCO, CROWDPOSE, FLIP_INDEX, SKELETONS, Skeleton
 
 
-def test_the_flip_index_of_coco_is_the_constant():
-    assert COCO.flip_index == FLIP_INDEX
+def test_a_mirror_swaps_left_and_right_of_coco():
+    assert FLIP_INDEX == (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
 def test_crowdpose_has_its_fourteen_joints():

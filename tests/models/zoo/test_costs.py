@@ -14,6 +14,7 @@ from models.router import Router, RouterConfig
 from models.zoo import PairError, read_manifest, save_weights
 from models.zoo.costs import pair_macs
 from models.zoo.networks import SPECS, build_network
+from models.zoo.networks import count_macs as network_macs
 from models.zoo.onnx import count_macs
 from tests.models.zoo.onnx_nets import constant, heatmap_net, write
 
@@ -39,6 +40,15 @@ def test_parts_from_elsewhere_are_counted_at_their_own_sizes(tmp_path: Path) -> 
     assert macs["small"] == 16 * 12 * 17 * 3 * 4 * 4
     assert macs["large"] == pytest.approx(SPECS["mobilenetv2"].mmengine_gmacs * 1e9, rel=0.02)
     assert macs["router"] == pytest.approx(0.1219e9, rel=1e-3)
+
+
+def test_a_net_of_14_keypoints_is_counted_as_one(tmp_path: Path) -> None:
+    save_weights(build_network("mobilenetv2", 14), tmp_path / "mobilenetv2.safetensors")
+    (tmp_path / "mobilenetv2.json").write_text('{"keypoints": "crowdpose"}')
+    with torch.device("meta"):
+        expected = network_macs(build_network("mobilenetv2", 14))
+    macs = pair_macs(read_manifest("embedded", small=str(tmp_path / "mobilenetv2.safetensors")))
+    assert macs["small"] == expected
 
 
 @pytest.mark.parametrize(
