@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import get_args
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ from calibration.measured import Row, coco_results, gain_table, measured_rows, q
 from calibration.memory import measure
 from calibration.sheet import contact_sheet, difficulty_strip
 from models.defaults import MIN_SCORE, THETA
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import Runtime, resolve_device, resolve_dtype
 from models.zoo import PairError, load_pair, load_router, read_manifest
 from models.zoo.costs import pair_macs
 from models.zoo.options import add_pair_arguments, pair_from
@@ -279,7 +280,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--contact-sheet", type=Path, help="picture to write, with 24 random pictures' poses")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
+    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     return parser.parse_args()
 
 

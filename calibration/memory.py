@@ -11,11 +11,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from calibration.estimates import NETS
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import Runtime, resolve_device, resolve_dtype
 from models.zoo import load_estimator, load_router
 from models.zoo.manifest import ONNX
 from models.zoo.options import add_pair_arguments, pair_from
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
+    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     options = parser.parse_args()
     device = resolve_device(options.device)
     dtype = resolve_dtype(device, options.precision)

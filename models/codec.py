@@ -10,17 +10,20 @@ Methods:
 `simcc` has two vectors instead of a heatmap, one along each axis, finer than pixels (Li et al., ECCV 2022; RTMPose).
 """
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from models.cuda import recorded_on_cuda
 from models.skeleton import COCO, Skeleton
 
 Method = Literal["argmax", "quarter", "dark", "dark_udp"]
 Codec = Literal["argmax", "quarter", "dark", "dark_udp", "simcc"]
 
 
+@recorded_on_cuda
 def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     """Location and height of each heatmap's peak.
 
@@ -74,17 +77,22 @@ def _newton(gradient: tuple[Tensor, Tensor], hessian: tuple[Tensor, Tensor, Tens
     return step * usable.unsqueeze(2)
 
 
+@functools.cache
+def _differences(device: torch.device) -> Tensor:
+    """(25, 5): from the 5 x 5 cells around a peak to its differences x, y, xx, xy and yy, over two cells each."""
+    here = torch.tensor([0.0, 0, 1, 0, 0], dtype=torch.float64)
+    slope = torch.tensor([0.0, -1, 0, 1, 0], dtype=torch.float64) / 2
+    bend = torch.tensor([1.0, 0, -2, 0, 1], dtype=torch.float64) / 4
+    pairs = ((here, slope), (slope, here), (here, bend), (slope, slope), (bend, here))  # along y, along x
+    return torch.stack([torch.outer(*pair).flatten() for pair in pairs], dim=1).to(device)
+
+
 def _dark_step(log: Tensor, x: Tensor, y: Tensor, shape: torch.Size) -> Tensor:
-    """log: (N, K, 5, 5) around the peak. Two-cell differences, no step within two cells of the border."""
+    """log: (N, K, 5, 5) around the peak. No step within two cells of the border."""
     height, width = shape[2:]
-    center, right, left = log[..., 2, 2], log[..., 2, 3], log[..., 2, 1]
-    below, above = log[..., 3, 2], log[..., 1, 2]
-    dxx = (log[..., 2, 4] - 2 * center + log[..., 2, 0]) / 4
-    dyy = (log[..., 4, 2] - 2 * center + log[..., 0, 2]) / 4
-    dxy = (log[..., 3, 3] + log[..., 1, 1] - log[..., 3, 1] - log[..., 1, 3]) / 4
-    step = _newton(((right - left) / 2, (below - above) / 2), (dxx, dxy, dyy))
+    dx, dy, dxx, dxy, dyy = (log.flatten(2) @ _differences(log.device)).unbind(2)
     inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
-    return step * inside.unsqueeze(2)
+    return _newton((dx, dy), (dxx, dxy, dyy)) * inside.unsqueeze(2)
 
 
 def _udp_step(log: Tensor, x: Tensor, y: Tensor, shape: torch.Size) -> Tensor:
@@ -108,6 +116,20 @@ def smoothing_taps(height: int) -> int:
     return 2 * round(height * 5 / 64) + 1
 
 
+@functools.cache
+def _gaussian_band(height: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(5, taps + 4), which blurs along one axis and keeps the 5 cells in the middle, and the offsets of the taps + 4
+    cells from there."""
+    taps = smoothing_taps(height)
+    sigma = 0.3 * ((taps - 1) / 2 - 1) + 0.8  # OpenCV's sigma for a kernel of this width
+    offset = torch.arange(taps, dtype=torch.float64) - taps // 2
+    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
+    band = torch.zeros(5, taps + 4, dtype=torch.float64)
+    for row in range(5):
+        band[row, row : row + taps] = kernel / kernel.sum()
+    return band.to(device), (torch.arange(taps + 4) - (taps // 2 + 2)).to(device)
+
+
 def _smooth_around(heatmaps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The 5 x 5 cells around each peak x, y (N, K) of the blurred heatmaps, zeros outside, as (N, K, 5, 5)
     double.
@@ -116,22 +138,15 @@ def _smooth_around(heatmaps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     but the limits that the caller puts before the logarithm, so the peak's own surroundings are enough.
     """
     height, width = heatmaps.shape[2:]
-    taps = smoothing_taps(height)
-    sigma = 0.3 * ((taps - 1) / 2 - 1) + 0.8  # OpenCV's sigma for a kernel of this width
-    offset = torch.arange(taps, device=heatmaps.device, dtype=torch.float64) - taps // 2
-    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-    band = torch.zeros(5, taps + 4, dtype=torch.float64, device=heatmaps.device)
-    for row in range(5):
-        band[row, row : row + taps] = kernel / kernel.sum()
-
-    around = torch.arange(taps + 4, device=heatmaps.device) - (taps // 2 + 2)
+    band, around = _gaussian_band(height, heatmaps.device)
     rows, columns = y.unsqueeze(2) + around, x.unsqueeze(2) + around
-    cells = rows.clamp(0, height - 1).unsqueeze(3) * width + columns.clamp(0, width - 1).unsqueeze(2)
-    inside = ((rows >= 0) & (rows < height)).unsqueeze(3) & ((columns >= 0) & (columns < width)).unsqueeze(2)
+    near_rows, near_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    cells = (near_rows * width).unsqueeze(3) + near_columns.unsqueeze(2)
+    inside = (rows == near_rows).unsqueeze(3) & (columns == near_columns).unsqueeze(2)
     window = heatmaps.flatten(2).gather(2, cells.flatten(2)).view_as(cells) * inside
     blurred = band @ window.double() @ band.T
     old, new = window.amax(dim=(2, 3), keepdim=True), blurred.amax(dim=(2, 3), keepdim=True)
-    return blurred * old / torch.where(new > 0, new, 1)
+    return blurred * (old / torch.where(new > 0, new, 1))
 
 
 def encode(

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import nms  # type: ignore[import-untyped]
 
 from models.defaults import DETECTOR_SIZE, NMS_IOU
+from models.geometry import sample_crops
 from models.pickles import unpickle
 from models.runtime import Network
 
@@ -89,15 +88,19 @@ def read_ultralytics(path: Path) -> dict[str, Tensor]:
 
 
 def grid_cells(
-    sizes: Sequence[Sequence[int]], strides: Sequence[float] | Tensor, offset: float
+    sizes: Sequence[Sequence[int]],
+    strides: Sequence[float] | Tensor,
+    offset: float,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The cells of grids (height, width) one after the other, row by row: (cells, 2) x, y + `offset` in cells, and
     (cells, 1) the stride of each."""
     points, steps = [], []
     for (height, width), stride in zip(sizes, strides, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) + offset, torch.arange(width) + offset, indexing="ij")
+        axes = [torch.arange(length, device=device) + offset for length in (height, width)]
+        y, x = torch.meshgrid(*axes, indexing="ij")
         points.append(torch.stack((x.flatten(), y.flatten()), dim=1))
-        steps.append(torch.full((height * width, 1), float(stride)))
+        steps.append(torch.full((height * width, 1), float(stride), device=device))
     return torch.cat(points), torch.cat(steps)
 
 
@@ -115,8 +118,8 @@ class BoxDecoder(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         self.head.training = True  # only then the head gives its raw maps; it has no layer that minds
         raw = self.network(batch)
-        cells = grid_cells([level.shape[2:] for level in raw["feats"]], self.strides, 0.5)
-        points, strides = (part.T.to(batch.device) for part in cells)
+        cells = grid_cells([level.shape[2:] for level in raw["feats"]], self.strides, 0.5, batch.device)
+        points, strides = (part.T for part in cells)
         distribution = raw["boxes"].float().unflatten(1, (4, self.head.reg_max)).softmax(2)
         bins = torch.arange(self.head.reg_max, device=batch.device, dtype=torch.float32)
         before, behind = (distribution * bins.view(1, 1, -1, 1)).sum(2).chunk(2, 1)
@@ -143,15 +146,17 @@ class YoloDetector:
     def __call__(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
         """As `Detector`. A picture's boxes do not depend on the others in the batch: only equal shapes run together."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        inputs = [letterbox(picture, self.input_size) for picture in pictures]
+        inputs = letterbox_all(pictures, self.input_size)
         for index, image in enumerate(inputs):
             groups[tuple(image.shape)].append(index)
         results: list[Tensor] = [torch.empty(0, 5)] * len(pictures)
         for members in groups.values():
-            batch = torch.stack([inputs[index] for index in members]).float() / 255
-            for index, candidates in zip(members, self.network(batch), strict=True):
+            images = torch.stack([inputs[index].permute(1, 2, 0) for index in members])
+            batch = images.float().div_(255).permute(0, 3, 1, 2)  # channels last, as they came
+            # On the CPU: on CUDA every step of the suppression would wait for the device.
+            for index, candidates in zip(members, self.network(batch).cpu(), strict=True):
                 found = suppress(candidates, min_scores[index], NMS_IOU)
-                results[index] = to_boxes(found.cpu(), pictures[index], self.input_size, min_scores[index])
+                results[index] = to_boxes(found, pictures[index], self.input_size, min_scores[index])
         return results
 
 
@@ -167,20 +172,35 @@ def suppress(candidates: Tensor, min_score: float, iou: float) -> Tensor:
     return torch.cat([corners, rows[:, 4:]], dim=1)[kept]
 
 
+def letterbox_all(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Pictures -> (3, h, w) uint8 each. On CUDA all in one go, and square: there equal shapes are worth more than few
+    pixels, as a network is recorded for each."""
+    if not (pictures and pictures[0].is_cuda):
+        return [letterbox(picture, size) for picture in pictures]
+    matrices = torch.zeros(len(pictures), 2, 3, dtype=torch.float64)
+    for matrix, picture in zip(matrices, pictures, strict=True):
+        extents = picture.shape[1], picture.shape[0]
+        for axis, (new, old) in enumerate(zip(resized_extents(*extents, size), extents, strict=True)):
+            matrix[axis, axis] = new / old
+            matrix[axis, 2] = (new / old - 1) / 2  # corners of pictures coincide, not their first pixels
+    return list(sample_crops(pictures, matrices, (size, size), fill=FILL))
+
+
 def letterbox(picture: Tensor, size: int) -> Tensor:
-    """(H, W, 3) uint8 -> (3, h, w) uint8: longest side `size`, padded at the right and below to a multiple of 32."""
+    """(H, W, 3) uint8 -> (3, h, w) uint8 with channels last in memory: longest side `size`, padded at the right and
+    below to a multiple of 32."""
     height, width = picture.shape[:2]
+    new_width, new_height = resized_extents(width, height, size)
+    resized = cv2.resize(picture.numpy(), (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    below, right = -new_height % STRIDE, -new_width % STRIDE
+    padded = cv2.copyMakeBorder(resized, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
+    return torch.from_numpy(padded).permute(2, 0, 1)
+
+
+def resized_extents(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of a picture whose longest side becomes `size`."""
     scale = size / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    if picture.is_cuda:
-        image = picture.permute(2, 0, 1).unsqueeze(0).float()
-        image = functional.interpolate(image, (new_height, new_width), mode="bilinear", antialias=True)
-        resized = image[0].round().clamp(0, 255).to(torch.uint8)
-    else:
-        array = cv2.resize(picture.numpy(), (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-        resized = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
-    pad = (0, -new_width % STRIDE, 0, -new_height % STRIDE)
-    return functional.pad(resized, pad, value=FILL)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def to_boxes(found: Tensor, picture: Tensor, size: int, min_score: float) -> Tensor:

@@ -5,6 +5,7 @@ conventions are those of MMPose's top-down nets: `plain` matrices have one scale
 (Huang et al., CVPR 2020) map pixel centres to pixel centres, hence the `size - 1`.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.cuda import recorded_on_cuda
 from models.defaults import ASPECT, PADDING
 
 MEAN = (123.675, 116.28, 103.53)
@@ -104,9 +106,11 @@ def cut_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """`cut_crops` as one batched gather in torch, for CUDA: one flat buffer of pictures, four taps a pixel."""
-    device = pictures[0].device
+def sample_crops(
+    pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int], *, fill: int = 0
+) -> Tensor:
+    """`cut_crops` as one batched gather in torch, for CUDA: one flat buffer of pictures, four taps a pixel. fill: the
+    value outside the picture."""
     width, height = size
     unique = {id(picture): picture for picture in pictures}
     buffer = torch.cat([picture.reshape(-1, 3) for picture in unique.values()])
@@ -115,37 +119,53 @@ def sample_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, 
         starts[key] = total
         total += picture.shape[0] * picture.shape[1]
     layout = [(starts[id(picture)], picture.shape[1], picture.shape[0]) for picture in pictures]
-    start, columns, rows = torch.tensor(layout, device=device).view(-1, 3, 1).unbind(1)
+    # All that is small goes over in one transfer; float64 holds every start exactly.
+    back = torch.linalg.inv(matrices[:, :, :2].cpu().double())
+    origin = -(back @ matrices[:, :, 2:].cpu().double())
+    crops = torch.cat([back.flatten(1), origin.flatten(1), torch.tensor(layout, dtype=torch.float64)], dim=1)
+    index, weight = _taps(crops.to(buffer.device), width, height)
+    values = (buffer[index] * weight.unsqueeze(4)).sum(3)
+    if fill:
+        values += fill * (1 - weight.sum(3, keepdim=True))
+    return values.round().to(torch.uint8).permute(0, 3, 1, 2)
 
-    linear, shift = matrices.to(device)[:, :, :2], matrices.to(device)[:, :, 2:]
-    axes = torch.arange(height, device=device), torch.arange(width, device=device)
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    grid = torch.stack((x.flatten(), y.flatten())).double()
-    source_x, source_y = torch.linalg.solve(linear, grid - shift).unbind(1)  # (N, h * w)
-    left, top = source_x.floor(), source_y.floor()
-    values = torch.zeros(len(pictures), height * width, 3, device=device)
-    for step_x, weight_x in ((0, 1 + left - source_x), (1, source_x - left)):
-        for step_y, weight_y in ((0, 1 + top - source_y), (1, source_y - top)):
-            tap_x, tap_y = left + step_x, top + step_y
-            inside = (tap_x >= 0) & (tap_x < columns) & (tap_y >= 0) & (tap_y < rows)
-            index = torch.where(inside, start + tap_y * columns + tap_x, 0).long()
-            weight = torch.where(inside, weight_x * weight_y, 0).float()
-            values += weight.unsqueeze(2) * buffer[index]
-    crops = values.round().clamp(0, 255).to(torch.uint8)
-    return crops.view(-1, height, width, 3).permute(0, 3, 1, 2)
+
+@recorded_on_cuda
+def _taps(crops: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel of a crop comes from: the flat indices of four pixels and their weights, (N, height, width, 4).
+
+    crops: (N, 9) float64, of each the four elements of the matrix from crop to picture and its shift, and the picture's
+    start in the buffer, columns and rows.
+    """
+    xx, xy, yx, yy, x0, y0, start, columns, rows = crops.view(-1, 9, 1, 1).unbind(1)
+    y = torch.arange(height, device=crops.device, dtype=torch.float64).unsqueeze(1)
+    x = torch.arange(width, device=crops.device, dtype=torch.float64)
+    source_x, source_y = (xx * x + xy * y + x0).unsqueeze(3), (yx * x + yy * y + y0).unsqueeze(3)
+    tap = torch.arange(4, device=crops.device)
+    tap_x, tap_y = source_x.floor() + tap % 2, source_y.floor() + tap // 2
+    weight = (1 - (source_x - tap_x).abs()) * (1 - (source_y - tap_y).abs())
+    inside = (tap_x >= 0) & (tap_x < columns.unsqueeze(3)) & (tap_y >= 0) & (tap_y < rows.unsqueeze(3))
+    index = torch.where(inside, start.unsqueeze(3) + tap_y * columns.unsqueeze(3) + tap_x, 0)
+    return index.long(), (weight * inside).float()
 
 
 def normalize(crops: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
     """(N, 3, h, w) RGB on the 0..255 scale -> float32 as a net wants it."""
     width = crops.shape[3]
-    std = torch.tensor(normalization.std, device=crops.device)
-    mean = torch.tensor(normalization.mean, device=crops.device)
-    rows = crops.permute(0, 2, 3, 1).flatten(
-        2
-    )  # whole rows of RGB: long inner loops, a view where channels are last
-    values = rows.float().sub_(mean.repeat(width)).div_(std.repeat(width))
+    mean, std = _mean_and_std(normalization, width, crops.device)
+    # Whole rows of RGB: long inner loops, and a view where channels are last.
+    rows = crops.permute(0, 2, 3, 1).flatten(2)
+    values = rows.float().sub_(mean).div_(std)
     values = values.view(len(crops), crops.shape[2], width, 3).permute(0, 3, 1, 2)
     return values.flip(1) if normalization.bgr else values
+
+
+@functools.cache
+def _mean_and_std(normalization: Normalization, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a row of `width` pixels, (3 * width,) each."""
+    values = torch.tensor([normalization.mean, normalization.std], device=device)
+    mean, std = values.repeat(1, width).unbind()
+    return mean, std
 
 
 def to_picture(

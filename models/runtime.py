@@ -1,8 +1,9 @@
 """Where networks run: the one seam between a torch module and the device that executes it.
 
 Everything that runs a network (detector, router, estimators; in the service, in evaluation, in benchmarks) gets it
-from `compile_network`. There are two runtimes: `eager`, PyTorch as it is, the reference; and `openvino`, which on a CPU
-does the same several times as fast (`models.openvino`).
+from `compile_network`. There are three runtimes: `eager`, PyTorch as it is, the reference; `openvino`, which on a CPU
+does the same several times as fast (`models.openvino`); and `cudagraphs`, which on CUDA launches a network's kernels
+without Python in between (`models.cuda`).
 """
 
 import functools
@@ -10,7 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import cv2
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 Network = Callable[[Tensor], Tensor]
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Runtime = Literal["auto", "eager", "openvino"]
+Runtime = Literal["auto", "eager", "openvino", "cudagraphs"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,27 +39,30 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def resolve_dtype(device: torch.device, precision: Precision) -> torch.dtype:
-    """The arithmetic of the networks. `auto` is bf16 where the device computes with it, else fp16 on CUDA and fp32 on
-    the CPU."""
+    """The arithmetic of the networks. `auto` is fp16 on CUDA, as fast as bf16 and ten times as exact (99 % of the small
+    net's joints within 0.2 px of fp32 instead of 3), and on the CPU bf16 where it computes with that, else fp32."""
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", "openvino"]:
-    """`auto` is OpenVINO on a CPU where the package is there. Raises ValueError when OpenVINO is asked for and cannot
-    run."""
-    if runtime == "eager" or (runtime == "auto" and device.type != "cpu"):
-        return "eager"
-    if device.type != "cpu":
-        raise ValueError(f"RUNTIME=openvino, but it runs on the CPU only and DEVICE is {device.type}")
-    if importlib.util.find_spec("openvino") is not None:
-        return "openvino"
+def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", "openvino", "cudagraphs"]:
+    """`auto` is CUDA graphs on CUDA, and OpenVINO on a CPU where the package is there. Raises ValueError for what
+    cannot run there."""
+    if runtime == "auto":
+        if device.type == "cuda":
+            return "cudagraphs"
+        return "openvino" if importlib.util.find_spec("openvino") is not None else "eager"
+    if runtime == "cudagraphs" and device.type != "cuda":
+        raise ValueError(f"RUNTIME=cudagraphs, but DEVICE is {device.type}")
     if runtime == "openvino":
-        raise ValueError("RUNTIME=openvino, but the package is not there: pip install openvino")
-    return "eager"
+        if device.type != "cpu":
+            raise ValueError(f"RUNTIME=openvino, but it runs on the CPU only and DEVICE is {device.type}")
+        if importlib.util.find_spec("openvino") is None:
+            raise ValueError("RUNTIME=openvino, but the package is not there: pip install openvino")
+    return runtime
 
 
 def set_cpu_threads(threads: int) -> int:
@@ -65,6 +72,19 @@ def set_cpu_threads(threads: int) -> int:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     return threads
+
+
+def own_stream(run: Callable[[T], R], device: torch.device) -> Callable[[T], R]:
+    """`run` on a CUDA stream of its own, so that stages in several threads share the device; on a CPU `run` itself."""
+    if device.type != "cuda":
+        return run
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def on_stream(argument: T) -> R:
+        with torch.cuda.stream(stream):
+            return run(argument)
+
+    return on_stream
 
 
 def compile_network(
@@ -81,20 +101,25 @@ def compile_network(
     The module is moved and converted in place (channels-last, `dtype`) and belongs to the returned function; what makes
     one is called only when it is needed. size: (width, height) in pixels of all inputs, None where they differ, in
     multiples of 32. cache: folder of what is kept of this very module between starts, None for nothing; it need be
-    neither there nor writable. Without OpenVINO's help both mean nothing. A network that OpenVINO cannot take, or of
-    which it makes something else, runs eagerly, and the log says so. Raises ValueError as `resolve_runtime`.
+    neither there nor writable. Both are for OpenVINO alone. A network that the runtime cannot take, or of which it
+    makes something else, runs eagerly, and the log says so. Raises ValueError as `resolve_runtime`.
     """
 
     @functools.cache
     def make() -> nn.Module:
         return module if isinstance(module, nn.Module) else module()
 
-    if resolve_runtime(device, runtime) == "openvino":
+    resolved = resolve_runtime(device, runtime)
+    if resolved == "openvino":
         from models import openvino
 
         network = openvino.compile_network(make, dtype, size=size, cache=cache)
         if network is not None:
             return network
+    if resolved == "cudagraphs":
+        from models import cuda
+
+        return cuda.compile_network(make(), device, dtype)
     return _eager(make(), device, dtype)
 
 

@@ -171,7 +171,7 @@ class OnnxDetector:
         return [self._people(*each) for each in zip(pictures, min_scores, strict=True)]
 
     def _people(self, picture: Tensor, min_score: float) -> Tensor:
-        image = letterbox(picture, self.side)
+        image = letterbox(picture.cpu(), self.side)
         image = functional.pad(
             image, (0, self.side - image.shape[2], 0, self.side - image.shape[1]), value=FILL
         )

@@ -88,6 +88,7 @@ def test_a_letterbox_keeps_the_aspect_and_pads_to_the_stride():
     assert image.shape == (3, 224, 640)
     assert (image[:, :213] == 7).all()
     assert (image[:, 213:] == 114).all()
+    assert image.permute(1, 2, 0).is_contiguous()
 
 
 def test_boxes_keep_full_precision_when_the_convolutions_run_in_half(detector: YoloDetector):

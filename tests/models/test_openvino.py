@@ -282,7 +282,9 @@ def test_the_runtime_that_was_asked_for_must_be_able_to_run(monkeypatch: pytest.
     cuda = torch.device("cuda")
     assert resolve_runtime(CPU, "auto") == "openvino"
     assert resolve_runtime(CPU, "eager") == "eager"
-    assert resolve_runtime(cuda, "auto") == "eager"
+    assert resolve_runtime(cuda, "auto") == "cudagraphs"
+    with pytest.raises(ValueError, match="RUNTIME=cudagraphs"):
+        resolve_runtime(CPU, "cudagraphs")
     with pytest.raises(ValueError, match="RUNTIME=openvino"):
         resolve_runtime(cuda, "openvino")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

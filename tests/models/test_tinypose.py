@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec import decode
-from models.tinypose import ShuffleUnit, TinyPose, TwoScaleTinyPose, enlarge, join_units, reduce
+from models.tinypose import REDUCTION, ShuffleUnit, TinyPose, TwoScaleTinyPose, enlarge, join_units, reduce
 
 ONNX_FOLDER = os.environ.get("PP_TINYPOSE_FOLDER")
 
@@ -53,7 +53,7 @@ def test_enlarged_heatmaps_keep_their_peak_at_the_same_place() -> None:
 def test_crops_are_reduced_as_torch_resizes_with_anti_aliasing() -> None:
     crops = torch.randn(2, 3, 96, 72, generator=torch.Generator().manual_seed(4))
     expected = functional.interpolate(crops, (64, 48), mode="bilinear", antialias=True)
-    assert torch.allclose(reduce(crops), expected, atol=1e-5)
+    assert torch.allclose(reduce(crops, torch.tensor(REDUCTION)), expected, atol=1e-5)
 
 
 def test_joined_units_give_the_same_heatmaps(network: TinyPose) -> None:

@@ -1,0 +1,123 @@
+"""CUDA graphs as a runtime of `models.runtime`: the kernels of a network are recorded once for each shape of its input
+and then launched together, without Python in between."""
+
+import functools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("dynpose.cuda")
+
+KEPT = 64
+"""Recordings of a network that are kept; then the one goes that was not used for longest."""
+
+MAX_BATCH = 64
+"""Larger batches run without a recording."""
+
+_recording = threading.Lock()
+
+
+class Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+class Recorded:
+    """A function of one tensor (N, ...) to one or more (N, ...) as CUDA graphs, for one thread at a time.
+
+    Batches are filled up to a power of two. All recordings share their memory, as only one of them runs at a time and
+    results are copied out. What cannot be recorded runs as it is, and the log says so.
+    """
+
+    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], name: str) -> None:
+        self._run = run
+        self._name = name
+        self._recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+        self._pool: Any = None
+        self._recordable = True
+
+    def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            recording = self._recording(batch) if self._recordable and 0 < len(batch) <= MAX_BATCH else None
+            if recording is None:
+                return self._run(batch)
+            recording.input[: len(batch)].copy_(batch, non_blocking=True)
+            recording.graph.replay()
+            return tuple(output[: len(batch)].clone() for output in recording.outputs)
+
+    def _recording(self, batch: Tensor) -> Recording | None:
+        size = 1 << (len(batch) - 1).bit_length()
+        key = (size, *batch.shape[1:], batch.dtype)
+        if key not in self._recordings:
+            try:
+                self._recordings[key] = self._record(batch, size)
+            except RuntimeError as error:
+                self._recordable = False
+                reason = " ".join(str(error).split())[:300]
+                log.warning("%s runs without CUDA graphs, it cannot be recorded: %s", self._name, reason)
+                return None
+        self._recordings.move_to_end(key)
+        if len(self._recordings) > KEPT:
+            self._recordings.popitem(last=False)
+        return self._recordings[key]
+
+    def _record(self, batch: Tensor, size: int) -> Recording:
+        static = batch.new_zeros(size, *batch.shape[1:])
+        if static.ndim == 4:
+            static = static.contiguous(memory_format=torch.channels_last)
+        static[: len(batch)].copy_(batch)
+        # One at a time in the process: a recording begins by waiting for the device, which another one forbids.
+        with _recording, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(2):  # kernels are chosen, and workspaces made, before anything is recorded
+                    self._run(static)
+            beside.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other stages go on allocating memory meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = self._run(static)
+        self._pool = self._pool or graph.pool()
+        return Recording(graph, static, outputs)
+
+
+def compile_network(
+    module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """As `models.runtime.compile_network`, for one thread at a time."""
+    module = module.eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        output: Tensor = module(batch.to(dtype, memory_format=torch.channels_last))
+        return (output.float(),)
+
+    recorded = Recorded(run, type(module).__name__)
+    return lambda batch: recorded(batch.to(device, non_blocking=True))[0]
+
+
+Function = TypeVar("Function", bound=Callable[..., tuple[Tensor, ...]])
+
+
+def recorded_on_cuda(run: Function) -> Function:
+    """`run(tensor, *constants)`, many small steps and no choice that depends on a value, as CUDA graphs where the
+    tensor lies on CUDA: launching the steps one by one would take longer than running them. Each stream has its own
+    recordings, so that threads with a stream each (`models.runtime.own_stream`) do not share them."""
+    recordings: dict[tuple[Any, ...], Recorded] = {}
+
+    @functools.wraps(run)
+    def call(batch: Tensor, *constants: Any) -> tuple[Tensor, ...]:
+        if not batch.is_cuda:
+            return run(batch, *constants)
+        key = (torch.cuda.current_stream(batch.device).cuda_stream, *constants)
+        if key not in recordings:
+            recordings[key] = Recorded(lambda batch: run(batch, *constants), run.__name__)
+        return recordings[key](batch)
+
+    return cast(Function, call)
