@@ -4,7 +4,9 @@ import logging
 import sys
 import warnings
 
+from app import logs
 from app.config import ConfigError
+from app.connections import allow_many_connections
 from app.main import create_app
 from app.server import Server
 from app.service import Service
@@ -16,9 +18,10 @@ def main() -> int:
     """Run until SIGTERM; returns the exit code."""
     # Pillow warns of each kind of damage in a client's picture, and Python remembers every such text for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.captureWarnings(True)
     try:
         settings = load_settings()
+        logging.basicConfig(level=logging.INFO, handlers=[logs.handler(settings.log_format, sys.stderr)])
         service = Service(settings)
     except (SettingsError, PairError, ConfigError, ValueError) as error:
         print(f"dynpose cannot start: {error}", file=sys.stderr)
@@ -30,7 +33,9 @@ def main() -> int:
         on_drain=service.drain,
         drain_delay_s=settings.drain_delay_s,
         grace_s=settings.shutdown_grace_s,
+        patience_s=settings.body_timeout_s,
     )
+    allow_many_connections()
 
     def stop_on_failure() -> None:
         server.should_exit = True

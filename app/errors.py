@@ -1,5 +1,6 @@
 """Errors as clients see them: RFC 9457 problem documents, and nothing of what is inside."""
 
+import asyncio
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import logs, tracing
 from app.admission import TooLarge
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed
 
@@ -62,6 +64,7 @@ def to_api_error(error: BaseException) -> ApiError:
 
 def problem(request: Request, error: ApiError) -> Response:
     """The problem document of `error`."""
+    request.scope["state"]["facts"]["code"] = error.code
     body = {
         "type": "about:blank",
         "title": _title(error.status),
@@ -88,7 +91,7 @@ def install(app: FastAPI) -> None:
 
     async def api_error(request: Request, error: Exception) -> Response:
         answer = to_api_error(error)
-        if answer.status == 500:
+        if answer.status == 500 and answer is not error:  # else its cause is in the log already
             log.error("request %s failed", request_id(request), exc_info=error)
         return problem(request, answer)
 
@@ -100,7 +103,12 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         codes = {404: "not_found", 405: "method_not_allowed"}
         code = codes.get(error.status_code, "bad_request")
-        return problem(request, ApiError(error.status_code, code, _title(error.status_code), error.headers))
+        headers = dict(error.headers or {})
+        if documented := error.status_code == 405 and app.openapi()["paths"].get(request.url.path):
+            headers["Allow"] = ", ".join(
+                map(str.upper, documented)
+            )  # Starlette names those of one route alone
+        return problem(request, ApiError(error.status_code, code, _title(error.status_code), headers))
 
     ours = (
         ApiError,
@@ -128,9 +136,13 @@ def explain(errors: Any) -> str:
 Observe = Callable[[str, int, float], None]
 
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+
 class RequestId:
     """Gives each request its id (the client's X-Request-ID when that is sane), sends it back, answers unexpected
-    exceptions, and reports (path, status, seconds) of each finished request to `observe`."""
+    exceptions, and reports (path, status, seconds) of each finished request to `observe`, and more to the log: routes
+    put what they know into `request.state.facts`."""
 
     def __init__(self, app: ASGIApp, observe: Observe) -> None:
         self.app = app
@@ -141,23 +153,38 @@ class RequestId:
             return await self.app(scope, receive, send)
         given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
         own = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = own
+        facts: dict[str, Any] = {"bytes": 0}
+        scope.setdefault("state", {}).update(request_id=own, facts=facts)
         status: int | None = None
         started = time.monotonic()
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            facts["bytes"] += len(message.get("body", b""))
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own.encode()), NOSNIFF]
             await send(message)
 
+        token = logs.REQUEST_ID.set(own)
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive_counted, send_with_id)
         except Exception as error:
             log.error("request %s failed", own, exc_info=error)
             if status is not None:
                 raise  # too late for another answer: the server closes the connection
             await problem(Request(scope), to_api_error(error))(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # what a server (Ray Serve) may do when the client has gone
+            status = CLIENT_CLOSED_REQUEST
+            raise
         finally:
-            self.observe(scope["path"], status or 500, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.observe(scope["path"], status or 500, seconds)
+            if trace_id := tracing.trace_id():
+                facts["trace_id"] = trace_id
+            logs.request(scope, status or 500, seconds, facts)
+            logs.REQUEST_ID.reset(token)

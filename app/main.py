@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
-from app import __version__, errors
+from app import __version__, errors, tracing
 from app.routes import routers
 from app.service import Service
 
@@ -32,6 +32,9 @@ def create_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         license_info={"name": "AGPL-3.0", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
+        telemetry=tracing.CONFIG,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere; `routes.page` has one that does not
+        redoc_url=None,
     )
     app.state.service = service
     for router in routers:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.logs import LogFormat
 from app.policy import Mode, Policy
 from models import defaults
 from models.runtime import Device, Precision, Runtime
@@ -35,7 +36,7 @@ class Settings(BaseSettings):
         "auto", description="arithmetic of detector and pose nets: auto, fp32, bf16, fp16"
     )
     runtime: Runtime = Field(
-        "auto", description="what runs the networks: auto (openvino on the CPU), eager (PyTorch), openvino"
+        "auto", description="what runs the networks: auto, eager (PyTorch), openvino (CPU), cudagraphs (CUDA)"
     )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="CPU threads of each stage; 0: a quarter of the cores"
@@ -76,7 +77,9 @@ class Settings(BaseSettings):
         1_500_000_000, description="bytes of those pictures, encoded and decoded"
     )
 
-    body_timeout_s: SomeSeconds = Field(30, description="seconds for a request's body to arrive")
+    body_timeout_s: SomeSeconds = Field(
+        30, description="seconds for a request's head, and then its body, to arrive"
+    )
     deadline_ms: Positive = Field(30_000, description="milliseconds until a request is answered 504")
     max_passed_over_ms: Seconds = Field(
         200, description="milliseconds an extremely hard person waits behind easy ones"
@@ -95,6 +98,9 @@ class Settings(BaseSettings):
 
     admin_token: SecretStr | None = Field(None, description="bearer token that PATCH /config needs")
     pose_token: SecretStr | None = Field(None, description="bearer token that POST /pose needs")
+    log_format: LogFormat = Field(
+        "auto", description="json: one object a line; text; auto: text at a terminal, else json"
+    )
     web_concurrency: Positive = Field(1, description="must be 1: one process owns the device")
 
     @model_validator(mode="after")

@@ -1,8 +1,13 @@
-"""GET /: the page for people, whose files lie in app/static. It is a client of the API like any other."""
+"""GET /: the page for people, whose files lie in app/static. It is a client of the API like any other.
+
+GET /docs: Swagger UI over the API's description, with the copy of it that the package fastapi-offline keeps up to date.
+"""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
@@ -23,7 +28,13 @@ HEADERS = {
     ),
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
+}
+SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
+# Its icons are in its style sheet.
+DOCS_HEADERS = HEADERS | {
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace(
+        "img-src 'self'", "img-src 'self' data:"
+    )
 }
 
 
@@ -34,10 +45,10 @@ class StaticFile:
     etag: str
 
 
-def read_static() -> dict[str, StaticFile]:
-    """Every file of the page by its name. A name that is not among them is no path to anything."""
+def read_static(entries: Iterable[Traversable]) -> dict[str, StaticFile]:
+    """Files by their names. A name that is not among them is no path to anything."""
     files = {}
-    for entry in resources.files("app").joinpath("static").iterdir():
+    for entry in entries:
         kind = MEDIA_TYPES.get(entry.name.rpartition(".")[2])
         if kind is not None:
             content = entry.read_bytes()
@@ -45,7 +56,8 @@ def read_static() -> dict[str, StaticFile]:
     return files
 
 
-FILES = read_static()
+FILES = read_static(resources.files("app").joinpath("static").iterdir())
+SWAGGER_UI_FILES = read_static(resources.files("fastapi_offline") / "static" / name for name in SWAGGER_UI)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
@@ -53,15 +65,21 @@ async def page(request: Request) -> Response:
     return _answer(request, FILES["index.html"])
 
 
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs(request: Request) -> Response:
+    return _answer(request, FILES["docs.html"], DOCS_HEADERS)
+
+
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
 async def static(request: Request, name: str) -> Response:
-    if name not in FILES:
+    file = FILES.get(name) or SWAGGER_UI_FILES.get(name)
+    if file is None:
         raise HTTPException(404)
-    return _answer(request, FILES[name])
+    return _answer(request, file)
 
 
-def _answer(request: Request, file: StaticFile) -> Response:
-    headers = HEADERS | {"ETag": file.etag}
+def _answer(request: Request, file: StaticFile, headers: Mapping[str, str] = HEADERS) -> Response:
+    headers = {**headers, "ETag": file.etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

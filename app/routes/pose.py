@@ -3,22 +3,31 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 
-from app import overlay
-from app.batching import ClientGone, DeadlineExceeded, Overloaded, Ticket
+from app import overlay, tracing
+from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
 from app.routes.common import authorise, problems, service_of
-from app.schemas import PoseAnswer, PoseQuery, coco_results, error_answer, image_answer, split_answer
+from app.schemas import (
+    CocoResult,
+    PoseAnswer,
+    PoseQuery,
+    coco_results,
+    error_answer,
+    image_answer,
+    split_answer,
+)
 from app.service import Service
 
 log = logging.getLogger("dynpose.pose")
@@ -26,6 +35,7 @@ log = logging.getLogger("dynpose.pose")
 router = APIRouter(tags=["pose"])
 
 STAGES = {"detect": ("detect",), "score": ("score",), "estimate": ("small", "large")}
+LOGGED = ("read", "render")  # parts of the time that the answer does not tell apart from waiting
 
 ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
 
@@ -61,7 +71,7 @@ BODY: dict[str, Any] = {
 
 @router.post(
     "/pose",
-    response_model=PoseAnswer,
+    response_model=PoseAnswer | list[CocoResult],
     responses=ANSWER | problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": BODY},
 )
@@ -79,11 +89,15 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     deadline_s = (query.deadline_ms or service.settings.deadline_ms) / 1000
     work = PoseRequest(Ticket(request_id(request), started + deadline_s), options)
     with ExitStack() as room:
-        hold(room, service, 0, body_bytes(request, service.settings.max_body_bytes))
-        uploads = await read(request, service.settings)
+        room.callback(conclude, request, work.ticket, started)
+        with ExitStack() as glance:  # is there room for all of it? What it takes is what arrives
+            hold(glance, service, 0, body_bytes(request, service.settings.max_body_bytes))
+        with timed(work.ticket, "read"):
+            uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
+        request.state.facts["pictures"] = len(uploads)
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
-        headers = [header_of(upload, service) for upload in uploads]
+        headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
         good = [header for header in headers if isinstance(header, Header)]
         if not good:
             raise next(header for header in headers if isinstance(header, ApiError))
@@ -91,6 +105,7 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         async with in_time_and_wanted(request, work.ticket, service):
             pictures = zip(uploads, headers, strict=True)
             outcomes = await asyncio.gather(*(one_picture(service, pipeline, work, *one) for one in pictures))
+            request.state.facts["people"] = people_by_route(outcomes)
             return await answer(service, pipeline, request, query, work, uploads, outcomes, started)
 
 
@@ -98,7 +113,6 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
 class Outcome:
     picture: Picture
     result: ImageResult
-    decode_s: float
 
 
 def options_of(query: PoseQuery, service: Service) -> PoseOptions:
@@ -114,12 +128,15 @@ def options_of(query: PoseQuery, service: Service) -> PoseOptions:
     )
 
 
-def header_of(upload: Upload, service: Service) -> Header | ApiError:
-    """What can be known of a picture before it is decoded, or what is wrong with it."""
-    try:
-        return examine(upload, service.settings)
-    except ApiError as error:
-        return error
+def headers_of(uploads: Sequence[Upload], service: Service) -> list[Header | ApiError]:
+    """What can be known of each picture before it is decoded, or what is wrong with it."""
+    headers: list[Header | ApiError] = []
+    for upload in uploads:
+        try:
+            headers.append(examine(upload, service.settings))
+        except ApiError as error:
+            headers.append(error)
+    return headers
 
 
 def body_bytes(request: Request, limit: int) -> int:
@@ -160,7 +177,6 @@ async def in_time_and_wanted(request: Request, ticket: Ticket, service: Service)
         if not gone:
             raise
         task.uncancel()
-        service.metrics.cancelled()
         raise ClientGone from None
     finally:
         service.metrics.in_flight.dec()
@@ -175,10 +191,8 @@ async def one_picture(
     if isinstance(header, ApiError):
         return header
     try:
-        begun = time.monotonic()
-        picture = await service.in_thread(to_picture, upload, service.device)
-        decode_s = time.monotonic() - begun
-        return Outcome(picture, await pipeline.pose(picture, upload.boxes, work), decode_s)
+        picture = await service.in_thread(decoded, upload, service, work.ticket, time.monotonic())
+        return Outcome(picture, await pipeline.pose(picture, upload.boxes, work))
     except (DeadlineExceeded, ClientGone):
         raise
     except Exception as error:
@@ -205,13 +219,14 @@ async def answer(
         raise errors[0]
     if query.render:
         accept = request.headers.get("accept", "")
-        drawn, kind = await service.in_thread(rendered, found[0], accept)
+        drawn, kind = await service.in_thread(rendered, found[0], accept, work.ticket, time.monotonic())
         return Response(drawn, media_type=kind)
     if query.format == "coco":
         ids = [
             upload.image_id if upload.image_id is not None else index for index, upload in enumerate(uploads)
         ]
-        return JSONResponse(coco_results(list(zip(ids, (outcome.result for outcome in found), strict=True))))
+        results = coco_results(list(zip(ids, (outcome.result for outcome in found), strict=True)))
+        return Response(to_json(results), media_type="application/json")
     full = PoseAnswer(
         request_id=work.ticket.request_id,
         models=service.manifest.names(),
@@ -222,19 +237,50 @@ async def answer(
             else error_answer(index, uploads[index], outcome.code, outcome.detail)
             for index, outcome in enumerate(outcomes)
         ],
-        timing_ms=timing(work, found, time.monotonic() - started),
+        timing_ms=timing(work.ticket, time.monotonic() - started),
     )
     return Response(full.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-def rendered(outcome: Outcome, accept: str) -> tuple[bytes, str]:
-    return overlay.encode(overlay.draw(outcome.picture.pixels.cpu(), outcome.result), accept)
+def decoded(upload: Upload, service: Service, ticket: Ticket, queued: float) -> Picture:
+    with timed(ticket, "decode", queued):
+        return to_picture(upload, service.device)
 
 
-def timing(work: PoseRequest, outcomes: list[Outcome], total_s: float) -> dict[str, float]:
+def rendered(outcome: Outcome, accept: str, ticket: Ticket, queued: float) -> tuple[bytes, str]:
+    with timed(ticket, "render", queued):
+        return overlay.encode(overlay.draw(outcome.picture.pixels.cpu(), outcome.result), accept)
+
+
+@contextmanager
+def timed(ticket: Ticket, stage: str, queued: float | None = None) -> Iterator[None]:
+    """Note work for a request that no stage does. queued: since when it has waited for a thread."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        ticket.runs.append(Run(stage, queued or started, started, time.monotonic(), 1))
+
+
+def timing(ticket: Ticket, total_s: float, also: Sequence[str] = ()) -> dict[str, float]:
     """Milliseconds: decoding, run time of the batches that held this request, and the rest as `queued`."""
-    ran = work.ticket.run_seconds
-    seconds = {"decode": max((outcome.decode_s for outcome in outcomes), default=0.0)}
-    seconds |= {name: sum(ran.get(stage, 0.0) for stage in stages) for name, stages in STAGES.items()}
+
+    def seconds_of(*stages: str) -> list[float]:
+        return [run.seconds for run in ticket.runs if run.stage in stages]
+
+    seconds = {name: sum(seconds_of(name)) for name in also}
+    seconds |= {"decode": max(seconds_of("decode"), default=0.0)}
+    seconds |= {name: sum(seconds_of(*stages)) for name, stages in STAGES.items()}
     seconds |= {"queued": max(0.0, total_s - sum(seconds.values())), "total": total_s}
     return {name: round(1000 * value, 2) for name, value in seconds.items()}
+
+
+def people_by_route(outcomes: Sequence[Outcome | ApiError]) -> dict[str, int]:
+    found = (outcome.result.people for outcome in outcomes if isinstance(outcome, Outcome))
+    return dict(Tally(person.route or f"forced_{person.estimator}" for people in found for person in people))
+
+
+def conclude(request: Request, ticket: Ticket, started: float) -> None:
+    """Leave what is known of a request, answered or not, to the log and to the trace."""
+    request.state.facts["timing_ms"] = timing(ticket, time.monotonic() - started, LOGGED)
+    tracing.record(ticket.runs)

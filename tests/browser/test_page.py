@@ -57,7 +57,7 @@ def browser() -> Iterator[Any]:
 def bundled(browser: Any) -> Iterator[LiveServer]:  # noqa: ARG001  without a browser there is nothing to load it for
     """The service as it is delivered."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("app.service.warm", lambda _: None)
+        patched.setattr("app.service.warm", lambda *_: None)
         settings = Settings(_env_file=None, device="cpu", runtime="eager", mode="fixed")
         server = LiveServer(Service(settings))
     yield server
@@ -68,7 +68,7 @@ def bundled(browser: Any) -> Iterator[LiveServer]:  # noqa: ARG001  without a br
 def live(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LiveServer]]:
     """`live(admin_token="x", ...)`: a service whose thresholds at p = 0.5 are k1 = 0.42 and k2 = 0.52."""
     monkeypatch.setattr("app.service.load_pair", lambda *_: FakePair(None))
-    monkeypatch.setattr("app.service.warm", lambda _: None)
+    monkeypatch.setattr("app.service.warm", lambda *_: None)
     started: list[LiveServer] = []
 
     def start(**settings: Any) -> LiveServer:
@@ -107,6 +107,16 @@ def visit(browser: Any) -> Iterator[Visit]:
     assert {
         url for url in asked if not re.match(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1)", url)
     } == set()
+
+
+def test_the_description_of_the_api_is_drawn_and_asks_nobody_else(
+    live: Callable[..., LiveServer], visit: Visit
+) -> None:
+    page = visit(live())
+    page.get_by_role("link", name="API", exact=True).click()
+    expect(page.get_by_role("heading", name="DynPose")).to_be_visible()
+    page.locator("#operations-pose-pose_pose_post").get_by_role("button").first.click()
+    expect(page.get_by_text("Find the people of one or more pictures and their keypoints.")).to_be_visible()
 
 
 def png(name: str, *difficulties: float) -> dict[str, Any]:

@@ -130,6 +130,12 @@ def test_another_content_type_is_refused(client):
     )
 
 
+def test_the_methods_that_are_taken_are_all_named(client):
+    answer = client.delete("/config")
+    error(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, PATCH"
+
+
 @pytest.mark.parametrize(("value", "kept"), [(-0.0, 0.0), (1e-320, 1e-320), (0.1 + 0.2, 0.1 + 0.2), (1, 1.0)])
 def test_odd_but_right_numbers_are_kept_canonical(client, value, kept):
     body = patch(client, {"p": value})
@@ -144,6 +150,18 @@ def test_if_match_guards_against_lost_updates(client):
     assert patch(client, {"p": 0.2}, If_Match='"9", "2"').status_code == 200
     assert patch(client, {"p": 0.3}, If_Match="*").status_code == 200
     assert client.get("/config").json()["p"] == 0.3
+
+
+def test_every_change_is_logged_with_its_version_and_no_refusal_is(client, caplog):
+    caplog.set_level("INFO", "dynpose.config")
+    patch(client, {"p": 0.1})
+    patch(client, {"p": 7})
+    patch(client, {"p": 0.2}, If_Match='"1"')
+    patch(client, {"p": 0.3})
+    assert [record.getMessage() for record in caplog.records if record.name == "dynpose.config"] == [
+        "configuration changed to version 2: {'p': 0.1}",
+        "configuration changed to version 3: {'p': 0.3}",
+    ]
 
 
 def test_a_token_guards_changes_but_not_reading(serve):
@@ -197,6 +215,18 @@ def test_a_damaged_state_file_is_told_of_and_the_service_runs_on(serve, tmp_path
 
 def test_a_state_file_that_cannot_be_written_is_told_of_and_the_change_holds(serve, tmp_path: Path):
     body = patch(serve(state_file=tmp_path / "missing" / "state.json"), {"p": 0.1}).json()
+    assert body["p"] == 0.1
+    assert "cannot be written" in body["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "folder"])
+def test_a_state_file_that_cannot_even_be_looked_at_is_told_of(serve, tmp_path: Path, name: str):
+    (tmp_path / "folder").mkdir()
+    client = serve(state_file=tmp_path / name, p=0.75)
+    body = client.get("/config").json()
+    assert (body["p"], body["source"]) == (0.75, "environment")
+    assert "STATE_FILE is ignored" in body["warnings"][0]
+    body = patch(client, {"p": 0.1}).json()
     assert body["p"] == 0.1
     assert "cannot be written" in body["warnings"][0]
 

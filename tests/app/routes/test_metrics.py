@@ -25,6 +25,7 @@ NAMES = {
     "dynpose_cancelled",
     "dynpose_difficulty_drift",
     "dynpose_stage_cost_seconds",
+    "dynpose_stage_batch_limit",
     "dynpose_config_changes",
     "dynpose_build_info",
     "process_resident_memory_bytes",

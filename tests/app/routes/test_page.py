@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.routes.page import FILES, MEDIA_TYPES
+from app.routes.page import FILES, MEDIA_TYPES, SWAGGER_UI
 from models import drawing
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +25,7 @@ def test_the_page_comes_to_whoever_asks_for_json_as_well(client):
     assert client.get("/", headers={"Accept": "application/json"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", *(f"/static/{name}" for name in sorted(FILES))])
+@pytest.mark.parametrize("path", ["/", *(f"/static/{name}" for name in (*sorted(FILES), *SWAGGER_UI))])
 def test_every_file_has_headers_that_let_nothing_else_in(client, path: str):
     answer = client.get(path)
     assert answer.status_code == 200
@@ -70,20 +70,30 @@ def test_no_file_names_another_place(name: str):
     assert not re.findall(r"\w+://|url\(|@import", text)
 
 
-def test_the_page_has_neither_script_nor_style_inside_and_no_handlers():
-    text = FILES["index.html"].content.decode()
+@pytest.mark.parametrize("name", ["index.html", "docs.html"])
+def test_a_page_has_neither_script_nor_style_inside_and_no_handlers(name: str):
+    text = FILES[name].content.decode()
     assert re.findall(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=|javascript:", text) == []
 
 
+def test_the_page_of_the_api_comes_from_here_with_pictures_in_its_style_sheet(client):
+    answer = client.get("/docs")
+    assert "static/swagger-ui-bundle.js" in answer.text
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert policy.pop("img-src") == "'self' data:"
+    assert set(policy.values()) == {"'self'", "'none'"}
+    assert client.get("/redoc").status_code == 404
+
+
 def test_everything_that_the_files_refer_to_is_there(client):
-    page = FILES["index.html"].content.decode()
-    referred = set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page))
+    pages = FILES["index.html"].content.decode() + FILES["docs.html"].content.decode()
+    referred = set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', pages))
     for path in referred:
         assert client.get(f"/{path}").status_code == 200, path
     imported = {
         found for name in MODULES for found in re.findall(r'from "\./([^"]+)"', FILES[name].content.decode())
     }
-    assert imported == set(MODULES) - {"main.js"}
+    assert imported == set(MODULES) - {"main.js", "docs.js"}
 
 
 @pytest.mark.parametrize("name", MODULES)

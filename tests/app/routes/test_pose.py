@@ -391,6 +391,22 @@ def test_unknown_paths_and_methods_are_problems_too(client):
     assert answer.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PUT", "DELETE", "OPTIONS", "TRACE"])
+def test_pictures_are_taken_by_post_alone(client, method):
+    answer = client.request(method, "/pose")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_what_a_client_calls_its_file_is_in_no_log(client, caplog):
+    caplog.set_level("DEBUG")
+    names = ("../../etc/passwd", "a\x00b.png", "caf\u00e9\u202e.png", "x\r\n500 forged.png")
+    files = [("images", (name, data)) for name in names for data in (PEOPLE, PEOPLE[:200])]
+    assert client.post("/pose", files=files).status_code == 200
+    assert caplog.records
+    text = caplog.text
+    assert not any(part in text for part in ("passwd", "b.png", "caf", "forged"))
+
+
 def test_a_sane_request_id_is_kept_and_another_replaced(client):
     assert client.get("/version", headers={"X-Request-ID": "abc-1.2"}).headers["x-request-id"] == "abc-1.2"
     assert client.get("/version", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
