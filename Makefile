@@ -20,8 +20,8 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format lock clean install install-dev \
-	train-detector train-pose train-router calibrate evaluate detection peers load stages
+.PHONY: help serve test lint format lock audit clean install install-dev \
+	train-detector train-pose train-router calibrate evaluate detection peers load stages bench bench-full scaling faults
 
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,18 @@ $(VENV)/serve.stamp: requirements/serve.txt $(VENV)/torch.stamp
 	$(PIP) check
 	touch $@
 
+# What the benchmark measures the service against.
+$(VENV)/bench.stamp: requirements/bench.txt $(VENV)/dev.stamp
+	$(PIP) install --no-deps --require-hashes -r $<
+	$(PIP) check
+	touch $@
+
+# What makes requests from the API's description.
+$(VENV)/faults.stamp: requirements/faults.txt $(VENV)/dev.stamp
+	$(PIP) install --no-deps --require-hashes -r $<
+	$(PIP) check
+	touch $@
+
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/serve.stamp
 	$(PIP) install --no-deps --require-hashes -r $<
 	$(PIP) check
@@ -73,10 +85,20 @@ DROP_WARNING := sed -i -e '/^\# WARNING: The following packages/,$$d'
 
 lock: ## Write requirements/ anew from pyproject.toml; LOCK_FLAGS=--upgrade for newer releases.
 	test -x .venv-lock/bin/pip-compile || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install pip-tools==7.6.2; }
-	$(PIP_COMPILE) -o requirements/serve.txt pyproject.toml
+	$(PIP_COMPILE) --extra cli -o requirements/serve.txt pyproject.toml
 	$(DROP_WARNING) requirements/serve.txt
 	$(PIP_COMPILE) --extra dev -c requirements/serve.txt -o requirements/dev.txt pyproject.toml
 	$(DROP_WARNING) requirements/dev.txt
+	$(PIP_COMPILE) --extra dev --extra bench -c requirements/dev.txt -o requirements/bench.txt pyproject.toml
+	$(DROP_WARNING) requirements/bench.txt
+	$(PIP_COMPILE) --extra dev --extra faults -c requirements/dev.txt -o requirements/faults.txt pyproject.toml
+	$(DROP_WARNING) requirements/faults.txt
+
+AUDIT := .venv-lock/bin/pip-audit --disable-pip --no-deps --progress-spinner off
+
+audit: ## Ask PyPI for known holes in the locked packages.
+	test -x .venv-lock/bin/pip-audit || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet pip-audit==2.10.1; }
+	$(AUDIT) -r requirements/torch.txt; first=$$?; $(AUDIT) -r requirements/dev.txt && exit $$first
 
 train-detector: install-dev ## Train the person detector on DATA.
 	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8s.safetensors $(ARGS)
@@ -104,3 +126,17 @@ load: install-dev ## Load a running service with the pictures of DATA.
 
 stages: install-dev ## Measure the stages on DATA without queues and HTTP.
 	$(RUN) -m benchmarks.stages $(DATA) $(ARGS)
+
+BENCH := -m benchmarks.bench $(DATA) --peers $(PEERS) --initial $(INITIAL)
+
+bench: $(VENV)/bench.stamp ## Measure the service beside what its networks allow and what else could be used, in half an hour.
+	$(RUN) $(BENCH) $(ARGS)
+
+bench-full: $(VENV)/bench.stamp ## The same with more clients, rounds, seconds and pictures, in some hours.
+	$(RUN) $(BENCH) --out runs/bench-full --clients 1 2 4 8 16 32 64 --seconds 20 --rounds 10 --accuracy-pictures 5000 $(ARGS)
+
+scaling: install-dev ## Measure the service against clients, people a picture and megapixels.
+	$(RUN) -m benchmarks.scaling $(DATA) $(ARGS)
+
+faults: $(VENV)/faults.stamp ## Break the service in every way, in half an hour; SOAK_MINUTES=1 for ten minutes.
+	$(RUN) -m pytest tests/faults -m "" $(ARGS)

@@ -12,7 +12,9 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from app.turns import Turns
 
 log = logging.getLogger("dynpose.batching")
 
@@ -44,6 +46,22 @@ class Overloaded(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Run(NamedTuple):
+    """Work for a request that is done, alone or in a batch with that of others. Times in `time.monotonic` seconds."""
+
+    stage: str
+    queued: float
+    """When the first of the request's items in the batch came."""
+    started: float
+    ended: float
+    size: int
+    """Items of the batch, of whichever request."""
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+
 class Ticket:
     """One request's place in the queues. `deadline` is in `time.monotonic` seconds."""
 
@@ -51,8 +69,8 @@ class Ticket:
         self.request_id = request_id
         self.deadline = deadline
         self.cancelled = False
-        self.run_seconds: dict[str, float] = {}
-        """Run time, by stage, of the batches that held an item of this request."""
+        self.runs: list[Run] = []
+        """The batches that held an item of this request; whoever does work for it elsewhere adds that."""
         self._queues: set[BatchQueue[Any, Any]] = set()
 
     def cancel(self) -> None:
@@ -129,6 +147,10 @@ class BatchQueue(Generic[Item, Result]):
         self._depth -= len(entries)
         return entries
 
+    def earliest_deadline(self, after: float) -> float:
+        """Of what waits, in monotonic seconds; infinity without any that is later than `after`. Under the lock."""
+        return min((ticket.deadline for ticket in self._lanes if ticket.deadline > after), default=math.inf)
+
     def oldest(self) -> float:
         """When the longest waiting item came, in monotonic seconds; infinity without items. Under the lock."""
         return min((lane[0].since for lane in self._lanes.values()), default=math.inf)
@@ -144,22 +166,25 @@ class BatchQueue(Generic[Item, Result]):
 
 
 class CostLine:
-    """Least-squares line seconds = slope * size + base of a stage's batches, the newest few hundred counting most."""
+    """Line seconds = slope * size + base through a stage's batches, the newest few hundred counting most: least squares
+    of the seconds per item, so that a batch of one counts as much as a large one."""
 
     DECAY = 0.995
+    WORTH = 0.05
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
 
     def add(self, size: int, seconds: float) -> None:
+        share, per_item = 1 / size, seconds / size
         self._n, self._x, self._y, self._xx, self._xy = (
             self.DECAY * old + new
             for old, new in (
                 (self._n, 1),
-                (self._x, size),
-                (self._y, seconds),
-                (self._xx, size * size),
-                (self._xy, size * seconds),
+                (self._x, share),
+                (self._y, per_item),
+                (self._xx, share * share),
+                (self._xy, share * per_item),
             )
         )
 
@@ -168,17 +193,29 @@ class CostLine:
         """(slope, base) in seconds; base 0 as long as only one size was seen."""
         spread = self._n * self._xx - self._x**2
         if spread > 1e-9 * self._n**2 and self._n > 0:
-            slope = (self._n * self._xy - self._x * self._y) / spread
-            return slope, (self._y - slope * self._x) / self._n
-        return (self._y / self._x if self._x else 0.0), 0.0
+            base = (self._n * self._xy - self._x * self._y) / spread
+            return (self._y - base * self._x) / self._n, base
+        return (self._y / self._n if self._n else 0.0), 0.0
+
+    def seconds(self, size: int) -> float:
+        """What a batch will take, 0 before any was seen."""
+        slope, base = self.terms
+        return slope * size + base
+
+    def useful(self, sizes: Sequence[int]) -> int:
+        """The smallest of `sizes` at which an item costs at most 5 % (`WORTH`) more than at the largest."""
+        slope, base = self.terms
+        bound = (1 + self.WORTH) * (slope + base / max(sizes))
+        return min((size for size in sizes if slope + base / size <= bound), default=max(sizes))
 
 
 class Stage:
     """The thread that owns a stage's networks and serves one or more queues, the first of them first.
 
-    run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes that were warmed;
-    a batch is the largest of them that is there. max_passed_over_s: once an item has waited longer, the queue of the
-    oldest goes first, whichever it is.
+    run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes to choose from; a
+    batch is the largest of them that is there, is worth it (`limit`) and ends before the earliest deadline that the
+    smallest could keep. max_passed_over_s: once an item has waited longer, the queue of the oldest goes first,
+    whichever it is. turns: shared by stages that are not all to run at once.
     """
 
     def __init__(
@@ -190,6 +227,7 @@ class Stage:
         buckets: Sequence[int],
         observer: Observer,
         max_passed_over_s: float = 0.2,
+        turns: Turns | None = None,
     ) -> None:
         self.name = name
         self.queues = tuple(queues)
@@ -197,8 +235,11 @@ class Stage:
         self.busy_since: float | None = None
         self._run = run
         self._buckets = sorted(buckets)
+        self.limit = self._buckets[-1]
+        """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
+        self._turns = turns or Turns(math.inf, max_passed_over_s)
         self._held: list[_Entry] = []
         self._draining = False
         self._wake = threading.Condition()
@@ -206,6 +247,24 @@ class Stage:
             queue.wake = self._wake
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name=f"stage-{name}", daemon=True)
+
+    def warm(self, item: Any, *others: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        """Run every bucket, filled with `item`, so that the first requests do not pay for it, and again to time it; run
+        each of `others` alone. Before `start`. clock: seconds, of this stage's work alone where it can be told apart.
+
+        The limit is chosen here and for good, on an idle device. Under load stages share the processor, and how long a
+        batch then takes says little of what batching saves.
+        """
+        alone = CostLine()
+        for size in self._buckets:
+            self._run([item] * size)
+            started, begun = time.monotonic(), clock()
+            self._run([item] * size)
+            self.cost.add(size, time.monotonic() - started)
+            alone.add(size, clock() - begun)
+        for other in others:
+            self._run([other])
+        self.limit = alone.useful(self._buckets)
 
     def start(self) -> None:
         """Start the thread. On the event loop whose futures the queues complete."""
@@ -237,7 +296,8 @@ class Stage:
         error: BaseException = StageDied(self.name)
         try:
             while self._wait_for_work():
-                self._run_batch(self._take_batch())
+                with self._turns.take(self._work_waiting):  # then what came meanwhile joins the batch
+                    self._run_batch(self._take_batch())
         except BaseException as cause:
             log.exception("stage %s died", self.name)
             error.__cause__ = cause
@@ -250,12 +310,15 @@ class Stage:
             self._wake.wait_for(lambda: self._draining or any(queue.depth for queue in self.queues))
             return any(queue.depth for queue in self.queues)
 
+    def _work_waiting(self) -> float:
+        """Seconds, roughly: as if all ran in batches of the largest useful size."""
+        return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
+
     def _take_batch(self) -> list[_Entry]:
         with self._wake:
             now = time.monotonic()
             expired = [entry for queue in self.queues for entry in queue.expire(now)]
-            depth = sum(queue.depth for queue in self.queues)
-            size = max((bucket for bucket in self._buckets if bucket <= depth), default=0)
+            size = self._size(now)
             entries: list[_Entry] = []
             while len(entries) < size and (queue := self._next_queue(now)) is not None:
                 entry = queue.take()
@@ -266,6 +329,13 @@ class Stage:
             self._observer.waited(entry.queue.name, now - entry.since)
         self._deliver([(entry, DeadlineExceeded()) for entry in expired])
         return entries
+
+    def _size(self, now: float) -> int:
+        room = min(self.limit, sum(queue.depth for queue in self.queues))
+        soonest = now + self.cost.seconds(self._buckets[0])  # who cannot make it even so hurries nobody
+        deadline = min(queue.earliest_deadline(after=soonest) for queue in self.queues)
+        sizes = (size for size in self._buckets if size <= room)
+        return max((size for size in sizes if now + self.cost.seconds(size) <= deadline), default=0)
 
     def _next_queue(self, now: float) -> BatchQueue[Any, Any] | None:
         oldest = min(self.queues, key=lambda queue: queue.oldest())
@@ -278,12 +348,13 @@ class Stage:
             return
         started = self.busy_since = time.monotonic()
         results = self._attempt(entries)
-        seconds = time.monotonic() - started
+        ended = time.monotonic()
         self.busy_since = None
-        self.cost.add(len(entries), seconds)
-        self._observer.ran(self.name, len(entries), seconds)
+        self.cost.add(len(entries), ended - started)
+        self._observer.ran(self.name, len(entries), ended - started)
         for ticket in {entry.ticket for entry in entries}:
-            ticket.run_seconds[self.name] = ticket.run_seconds.get(self.name, 0.0) + seconds
+            queued = min(entry.since for entry in entries if entry.ticket is ticket)
+            ticket.runs.append(Run(self.name, queued, started, ended, len(entries)))
         with self._wake:
             self._held = []
         self._deliver(list(zip(entries, results, strict=True)))

@@ -90,7 +90,7 @@ class ConfigStore:
         except ApiError as error:
             raise ConfigError(f"CALIBRATION: {error.detail}") from error
         version = 1
-        if self._state_file is not None and self._state_file.exists():
+        if self._state_file is not None:
             calibration, version = self._restore(self._state_file, calibration)
         self._made_with = calibration.made_with
         for warning in self._calibration_warnings():
@@ -208,6 +208,8 @@ class ConfigStore:
             changes = parse_patch(json.dumps(state).encode())
             if "calibration" in changes:
                 calibration = self._read_calibration(changes["calibration"])
+        except FileNotFoundError:
+            return calibration, 1
         except (OSError, ValueError, KeyError, AttributeError, TypeError, ApiError) as error:
             reason = error.detail if isinstance(error, ApiError) else "it is damaged or cannot be read"
             self._warn(f"STATE_FILE is ignored: {reason}")

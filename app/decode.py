@@ -1,11 +1,15 @@
 """Bytes of a picture -> pixels. The header is judged before anything is decoded."""
 
 import io
+import re
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from app.errors import ApiError
@@ -17,6 +21,15 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 WHITE = (255, 255, 255, 255)
+JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # others are picture data
+SCAN, END = b"\xda", b"\xd9"
+MAX_SCANS, MAX_SEGMENTS = 100, 1000
+"""Of a JPEG. A progressive one has some ten scans; a few bytes are enough for one more pass over the whole picture."""
+
+Pixels = NDArray[np.uint8]
+
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""EXIF orientation -> OpenCV's flip that makes the picture upright; those from 5 on are transposed before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,8 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     empty or damaged one, 413 for too many pixels."""
     if not data:
         raise ApiError(422, "invalid_image", "the picture is empty")
+    if data.startswith(JPEG_START) and not _of_few_scans(data):
+        raise ApiError(422, "invalid_image", "the JPEG has far too many scans or segments")
     with _open(data) as image:
         width, height = image.size
         if width < 1 or height < 1:
@@ -69,11 +84,28 @@ def decode(data: bytes) -> Tensor:
 def _decode(data: bytes) -> Tensor:
     with _open(data) as image:
         try:
-            image.seek(0)
-            image.load()
-            return torch.from_numpy(np.array(_rgb(_upright(image))))
+            pixels = _ordinary_jpeg(data, image)
+            if pixels is None:
+                image.seek(0)
+                image.load()
+                pixels = np.array(_rgb(image))
+            return torch.from_numpy(_upright(pixels, _orientation(image)))
         except Exception as error:  # damaged files make Pillow's decoders raise almost anything
             raise ApiError(422, "invalid_image", "the picture is cut off or damaged") from error
+
+
+def _of_few_scans(data: bytes) -> bool:
+    at = len(JPEG_START)
+    scans = 0
+    for _ in range(MAX_SEGMENTS):
+        found = JPEG_MARKER.search(data, at)
+        if found is None or found[1] == END:
+            return True
+        scans += found[1] == SCAN
+        if scans > MAX_SCANS:
+            return False
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return False
 
 
 def _open(data: bytes) -> Image.Image:
@@ -90,11 +122,35 @@ def _open(data: bytes) -> Image.Image:
         raise ApiError(415, "unsupported_media_type", f"not a picture of a known format: {taken}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _ordinary_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
+    """Pillow's own pixels in a third of its time, without the GIL. None for what Pillow shall judge: other formats and
+    colours, and everything of which the decoder as much as warns, such as missing data."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    # The decoder reads the header itself; where it finds a larger picture there, it refuses this buffer.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
     try:
-        return ImageOps.exif_transpose(image)
+        decoded = simplejpeg.decode_jpeg(data, "RGB", buffer=pixels, strict=True)
+    except ValueError:
+        return None
+    return pixels if decoded.shape == pixels.shape else None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # a damaged EXIF block is no reason to refuse the picture
-        return image
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """As `ImageOps.exif_transpose`, several times as fast."""
+    if 5 <= orientation <= 8:
+        pixels = cv2.transpose(pixels)  # type: ignore[assignment]
+    if orientation in FLIPS:
+        cv2.flip(pixels, FLIPS[orientation], dst=pixels)
+    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -105,4 +161,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,6 +29,7 @@ MAX_NAME = 255
 Coordinate = Annotated[float, Field(ge=-1e8, le=1e8, allow_inf_nan=False)]
 Extent = Annotated[float, Field(ge=0.01, le=1e8, allow_inf_nan=False)]
 Bbox = tuple[float, float, float, float]
+Take = Callable[[int], None]
 # JSON has no tuples, so strictness begins with the numbers.
 GivenBbox = Annotated[tuple[Coordinate, Coordinate, Extent, Extent], Field(strict=False)]
 
@@ -79,21 +80,24 @@ class Picture:
     image_id: int | str | None = None
 
 
-async def read(request: Request, settings: Settings) -> list[Upload]:
-    """The pictures of `request`, at least one. Raises ApiError (400, 408, 413, 415, 422) and ClientGone."""
+async def read(request: Request, settings: Settings, take: Take = lambda _: None) -> list[Upload]:
+    """The pictures of `request`, at least one. take: told of the bytes as they come, and may raise.
+    Raises ApiError (400, 408, 413, 415, 422) and ClientGone."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise ApiError(415, "unsupported_media_type", "send the body without Content-Encoding", CLOSE)
     given, options = parse_options_header(request.headers.get("content-type"))
     media_type = given.decode("latin-1").strip().lower()
     if media_type.startswith("image/"):
-        body = await read_body(request, min(settings.max_body_bytes, settings.max_image_bytes), settings)
+        body = await read_body(
+            request, min(settings.max_body_bytes, settings.max_image_bytes), settings, take
+        )
         return [Upload(body)]
     if media_type == "multipart/form-data":
-        body = await read_body(request, settings.max_body_bytes, settings)
+        body = await read_body(request, settings.max_body_bytes, settings, take)
         uploads = await asyncio.to_thread(_from_multipart, body, options.get(b"boundary", b""), settings)
     elif media_type == "application/json":
-        body = await read_body(request, settings.max_body_bytes, settings)
+        body = await read_body(request, settings.max_body_bytes, settings, take)
         uploads = await asyncio.to_thread(_from_json, body, settings)
     else:
         raise ApiError(415, "unsupported_media_type", TAKEN, CLOSE)
@@ -136,7 +140,7 @@ def announced_bytes(request: Request) -> int | None:
     return int(announced)
 
 
-async def read_body(request: Request, limit: int, settings: Settings) -> bytes:
+async def read_body(request: Request, limit: int, settings: Settings, take: Take = lambda _: None) -> bytes:
     """The whole body, at most `limit` bytes, counted whatever Content-Length says. Raises as `read` does."""
     announced = announced_bytes(request)
     too_large = ApiError(413, "too_large", f"the body has more than {limit} bytes", CLOSE)
@@ -150,6 +154,7 @@ async def read_body(request: Request, limit: int, settings: Settings) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     raise too_large
+                take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         detail = f"the body did not arrive within {settings.body_timeout_s:g} s"

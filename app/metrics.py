@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from app.batching import Stage
+from app.errors import CLIENT_CLOSED_REQUEST
 from app.policy import REALISED, Route, SplitPolicy
 
 FORCED = ("forced_small", "forced_large")
@@ -59,6 +60,7 @@ class Metrics:
         self._batch_size = histogram("batch_size", "Items in a batch", (1, 2, 4, 8, 16, 32), "stage")
         self._wait = histogram("queue_wait_seconds", "Time an item waited to be run", SECONDS, "queue")
         self.in_flight = Gauge("dynpose_in_flight", "Requests being worked on", registry=self.registry)
+        self.ready = Gauge("dynpose_ready", "1 when /readyz is 200, else 0", registry=self.registry)
         self._rejected = counter("rejected", "Requests refused before work, by reason", "reason", REASONS)
         self._failures = counter(
             "stage_failures", "Batches that failed, and results that were not finite", "stage"
@@ -85,6 +87,8 @@ class Metrics:
 
     def request(self, status: int, seconds: float) -> None:
         self._requests.labels(str(status)).inc()
+        if status == CLIENT_CLOSED_REQUEST:
+            self._cancelled.inc()
         self._duration.observe(seconds)
 
     def image(self, people: int) -> None:
@@ -101,9 +105,6 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         self._rejected.labels(reason).inc()
-
-    def cancelled(self) -> None:
-        self._cancelled.inc()
 
     def config_changed(self) -> None:
         self._config_changes.inc()
@@ -168,6 +169,8 @@ class _Live:
             for term, seconds in zip(("per_item", "base"), stage.cost.terms, strict=True):
                 cost.add_metric([stage.name, term], seconds if math.isfinite(seconds) else 0.0)
         yield cost
+        limits = {stage.name: stage.limit for stage in self._stages}
+        yield _gauges("stage_batch_limit", "Largest batch worth running, by warming", "stage", limits)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from models.estimator import PoseEstimator
 from models.zoo import Pair
 
 Bbox = tuple[float, float, float, float]
+Keypoints = list[list[float]]
+"""17 rows x, y in picture pixels, and score."""
 EstimatorChoice = Literal["auto", "small", "large"]
 
 # A joint below this says nothing about how good the pose is (COCO's usual rescoring).
@@ -66,11 +69,11 @@ class PersonItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """bbox: x, y, w, h in picture pixels. keypoints: (17, 3) x, y in picture pixels and score, 0 to 1."""
+    """bbox: x, y, w, h in picture pixels. The keypoints' scores are 0 to 1."""
 
     bbox: Bbox
     bbox_score: float
-    keypoints: list[list[float]]
+    keypoints: Keypoints
     score: float
     route: Route | None
     estimator: Literal["small", "large"]
@@ -89,11 +92,13 @@ class ImageResult:
 class Queues:
     detect: BatchQueue[DetectItem, Tensor]
     score: BatchQueue[PersonItem, float]
-    easy: BatchQueue[PersonItem, Tensor]
-    hard: BatchQueue[PersonItem, Tensor]
-    extremely_hard: BatchQueue[PersonItem, Tensor]
+    easy: BatchQueue[PersonItem, Keypoints]
+    hard: BatchQueue[PersonItem, Keypoints]
+    extremely_hard: BatchQueue[PersonItem, Keypoints]
 
-    def of(self, route: Route | None, estimator: Literal["small", "large"]) -> BatchQueue[PersonItem, Tensor]:
+    def of(
+        self, route: Route | None, estimator: Literal["small", "large"]
+    ) -> BatchQueue[PersonItem, Keypoints]:
         """Where a person waits; without a route (forced estimator) beside the people of that net's first queue."""
         if route is Route.extremely_hard:
             return self.extremely_hard
@@ -142,15 +147,15 @@ class Pipeline:
             choice = "large" if route is Route.hard else "small"
         else:
             self.metrics.forced(choice)
-        keypoints = await self.queues.of(route, choice).submit(item, request.ticket)
-        if not torch.isfinite(keypoints).all():
+        found = await self.queues.of(route, choice).submit(item, request.ticket)
+        if not all(map(math.isfinite, chain.from_iterable(found))):
             self.metrics.failed(choice)
             return None
-        keypoints = torch.cat([keypoints[:, :2], keypoints[:, 2:].clamp(0, 1)], dim=1)  # raw peaks may pass 1
+        keypoints = [[x, y, min(max(peak, 0.0), 1.0)] for x, y, peak in found]  # raw peaks may pass 1
         return Person(
             bbox=bbox,
             bbox_score=bbox_score,
-            keypoints=keypoints.tolist(),
+            keypoints=keypoints,
             score=bbox_score * _pose_score(keypoints),
             route=route,
             estimator=choice,
@@ -172,11 +177,10 @@ class Pipeline:
         return route
 
 
-def _pose_score(keypoints: Tensor) -> float:
-    """Mean score of the joints above 0.2, 0 without any. keypoints: (17, 3)."""
-    scores = keypoints[:, 2]
-    sure = scores[scores > RESCORING_THRESHOLD]
-    return float(sure.mean()) if len(sure) else 0.0
+def _pose_score(keypoints: Keypoints) -> float:
+    """Mean score of the joints above 0.2, 0 without any."""
+    sure = [score for _, _, score in keypoints if score > RESCORING_THRESHOLD]
+    return sum(sure) / len(sure) if sure else 0.0
 
 
 def detect_stage(pair: Pair) -> Callable[[list[DetectItem]], list[Tensor]]:
@@ -202,17 +206,17 @@ def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[float]]:
     return run
 
 
-def estimate_stage(estimator: PoseEstimator) -> Callable[[list[PersonItem]], list[Tensor]]:
-    """People -> (17, 3) keypoints of each, scores raw. `flip_test` may differ within a batch, as it can be changed at
-    any time."""
+def estimate_stage(estimator: PoseEstimator) -> Callable[[list[PersonItem]], list[Keypoints]]:
+    """People -> keypoints of each, scores raw. `flip_test` may differ within a batch, as it can be changed at any
+    time."""
 
-    def run(items: list[PersonItem]) -> list[Tensor]:
-        results: dict[int, Tensor] = {}
+    def run(items: list[PersonItem]) -> list[Keypoints]:
+        results: dict[int, Keypoints] = {}
         for flip_test in {item.flip_test for item in items}:
             group = [index for index, item in enumerate(items) if item.flip_test == flip_test]
             boxes = torch.tensor([items[index].bbox for index in group])
             keypoints = estimator([items[index].picture for index in group], boxes, flip_test=flip_test)
-            results.update(zip(group, keypoints, strict=True))
+            results.update(zip(group, keypoints.tolist(), strict=True))
         return [results[index] for index in range(len(items))]
 
     return run

@@ -10,6 +10,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.connections import connection_class
+
 log = logging.getLogger("dynpose.server")
 
 CLOSE = (b"connection", b"close")
@@ -23,7 +25,7 @@ class Server(uvicorn.Server):
 
     on_drain: called at the first signal, after which the application answers 503. drain_delay_s: seconds until the port
     is closed, for a load balancer to notice. grace_s: seconds that admitted requests then have; what they cut off is
-    logged. A second signal ends the process at once.
+    logged. A second signal ends the process at once. patience_s: seconds without progress that a connection may take.
     """
 
     def __init__(
@@ -35,14 +37,17 @@ class Server(uvicorn.Server):
         on_drain: Callable[[], None],
         drain_delay_s: float,
         grace_s: float,
+        patience_s: float,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
+                http=connection_class(patience_s),
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 access_log=False,
+                log_config=None,  # what uvicorn has to say goes where the rest goes
                 server_header=False,
             )
         )

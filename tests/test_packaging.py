@@ -85,6 +85,14 @@ def test_continuous_integration_checks_and_tests_through_make() -> None:
     assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test"]
 
 
+def test_an_audit_of_dependencies_reports_and_never_fails_or_delays_the_build() -> None:
+    (line,) = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "make audit" in line]
+    assert re.fullmatch(r"timeout \d+ make audit \|\| echo .*", line)
+    locks = re.findall(r"-r requirements/(\w+)\.txt", recipe("audit"))
+    assert pins("serve.txt").items() <= pins("dev.txt").items()
+    assert locks == ["torch", "dev"]
+
+
 def test_make_leaves_a_stamp_only_after_its_step_has_succeeded() -> None:
     for stamp in ("torch", "serve", "dev"):
         lines = recipe(f"$(VENV)/{stamp}.stamp").strip().splitlines()
@@ -142,7 +150,7 @@ def test_the_container_runs_as_nobody_special_and_hears_signals() -> None:
     assert "/healthz" in container()
 
 
-@pytest.mark.parametrize("page", ["README.md", "models/weights/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "models/weights/README.md"])
 def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     assert {link for link in links if not (ROOT / page).parent.joinpath(link).exists()} == set()

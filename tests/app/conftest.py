@@ -88,8 +88,11 @@ Serve = Callable[..., TestClient]
 
 @pytest.fixture
 def pair_folder(tmp_path: Path) -> Path:
-    """A folder with `pair.json` and calibration scores spread evenly over 0.4 to 0.6, without weights."""
-    folder = tmp_path / "pair"
+    return write_pair(tmp_path / "pair")
+
+
+def write_pair(folder: Path) -> Path:
+    """Make a folder with `pair.json` and calibration scores spread evenly over 0.4 to 0.6, without weights."""
     folder.mkdir()
     net = {"sha256": "c" * 64, "architecture": "tinypose", "codec": "dark"}
     manifest = {
@@ -117,7 +120,7 @@ def serve(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]
     """`serve(mode="fixed", ...)` starts a service with these settings and returns its client; `client.pair` is the fake
     pair, `client.service` the service."""
     monkeypatch.setattr("app.service.load_pair", lambda *_: FakePair(None))
-    monkeypatch.setattr("app.service.warm", lambda _: None)
+    monkeypatch.setattr("app.service.warm", lambda *_: None)
     clients = []
 
     def start(*, ready: bool = True, **settings: Any) -> TestClient:

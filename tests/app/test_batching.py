@@ -21,6 +21,7 @@ from app.batching import (
     StageFailed,
     Ticket,
 )
+from app.turns import Turns
 
 LONG = 30.0
 
@@ -362,7 +363,8 @@ async def test_rule_10_waits_sizes_run_times_and_depths_are_seen():
     assert [queue for queue, _ in worker.observed.waits] == ["items"] * 3
     assert all(seconds >= 0 for _, seconds in worker.observed.waits)
     assert [(stage, size) for stage, size, _ in worker.observed.runs] == [("work", 1), ("work", 2)]
-    assert set(ticket.run_seconds) == {"work"}
+    assert [(run.stage, run.size) for run in ticket.runs] == [("work", 2)]
+    assert all(run.queued <= run.started <= run.ended for run in ticket.runs)
     assert worker.queues[0].depth == 0
     worker.end()
 
@@ -401,9 +403,104 @@ def test_the_cost_line_is_the_line_that_batches_lie_on():
     assert cost.terms == (pytest.approx(0.005), 0.0)
     for size in (1, 2, 4, 8) * 5:
         cost.add(size, 0.003 * size + 0.008)
-    slope, base = cost.terms
-    assert slope == pytest.approx(0.003, rel=0.1)
-    assert base == pytest.approx(0.008, rel=0.1)
+    assert cost.terms == pytest.approx((0.003, 0.008))
+    assert cost.seconds(16) == pytest.approx(0.056)
+
+
+COSTS = {
+    "nearly nothing is saved": (lambda n: 0.0330 * n + 0.001, 1),
+    "a few together save enough": (lambda n: 0.018 * n + 0.0047, 4),
+    "every doubling saves": (lambda n: 0.0017 * n + 0.0028, 16),
+    "any batch takes the same time": (lambda _: 0.005, 16),
+    "and a little less by chance": (lambda n: 0.005 - 0.00001 * n, 16),
+    "a batch is slower than a loop": (lambda n: 0.010 * n + 0.001 * n**2, 1),
+    "only very large batches are slower": (lambda n: {1: 0.023, 16: 0.303}.get(n, 0.0182 * n + 0.0035), 4),
+}
+
+
+@pytest.mark.parametrize(("seconds", "useful"), COSTS.values(), ids=COSTS)
+def test_the_largest_useful_batch_is_the_smallest_at_which_an_item_costs_hardly_more(seconds, useful):
+    cost = CostLine()
+    for size in (1, 2, 4, 8, 16):
+        cost.add(size, seconds(size))
+    assert cost.useful((1, 2, 4, 8, 16)) == useful
+
+
+def test_rule_3_a_stage_measures_when_it_is_warmed_how_large_a_batch_is_worth_running():
+    now, warmed = [0.0], []
+
+    def run(items):
+        warmed.append(items)
+        now[0] += 0.018 * len(items) + 0.0047
+        if warmed.count(items) == 1:  # what is done only once, such as compiling
+            now[0] += 10
+        return items
+
+    stage = Stage("work", run, [BatchQueue("items")], buckets=(1, 2, 4, 8), observer=Observed())
+    assert stage.limit == 8
+    stage.warm("a", "b", clock=lambda: now[0])
+    assert warmed == [["a"] * size for size in (1, 1, 2, 2, 4, 4, 8, 8)] + [["b"]]
+    assert stage.limit == 4
+    assert stage.cost.seconds(1) > 0
+
+
+@on_loop
+async def test_rule_3_a_batch_is_no_larger_than_is_worth_it():
+    worker = Worker(buckets=(1, 2, 4, 8))
+    await worker.hold()
+    worker.stage.limit = 2
+    futures = [worker.submit(item) for item in range(1, 6)]
+    worker.gate.set()
+    await asyncio.gather(*futures)
+    assert worker.batches == [[1, 2], [3, 4], [5]]
+    worker.end()
+
+
+@on_loop
+async def test_what_comes_while_a_stage_waits_for_its_turn_joins_its_batch():
+    turns = Turns(1, LONG)
+    busy, waits = Worker(buckets=(1,), turns=turns), Worker(buckets=(1, 2, 4), turns=turns)
+    held = await busy.hold()
+    first = waits.submit(1)
+    while turns.waiting == 0:
+        await asyncio.sleep(0.001)
+    others = [waits.submit(item) for item in (2, 3, 4)]
+    assert waits.batches == []
+    busy.gate.set()
+    await asyncio.gather(held, first, *others)
+    assert waits.batches == [[1, 2, 3, 4]]
+    busy.end()
+    waits.end()
+
+
+class TenSecondsEach(CostLine):
+    def seconds(self, size: int) -> float:
+        return 10.0 * size
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "batches"),
+    [
+        (1000, [[1, 2, 3, 4]]),
+        (35, [[1, 2], [3, 4]]),  # together they would take 40 s
+        (15, [[1], [2], [3], [4]]),
+        (5, [[1, 2, 3, 4]]),  # who cannot make it even alone hurries nobody
+    ],
+)
+def test_rule_5_a_batch_ends_before_the_earliest_deadline_that_can_be_kept(seconds_left, batches):
+    @on_loop
+    async def run():
+        worker = Worker(buckets=(1, 2, 4))
+        await worker.hold()
+        worker.stage.cost = TenSecondsEach()
+        futures = [worker.submit(item, new_ticket(1000)) for item in (1, 2, 3)]
+        futures.append(worker.submit(4, new_ticket(seconds_left)))
+        worker.gate.set()
+        await asyncio.gather(*futures)
+        assert worker.batches == batches
+        worker.end()
+
+    run()
 
 
 LATE = 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from app.decode import decode, read_header
 from app.errors import ApiError
@@ -108,6 +108,19 @@ def test_pixels_are_upright_in_all_eight_exif_orientations(format: str, orientat
     assert header.decoded_bytes == 64 * 48 * 3
 
 
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (3, 2)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_has_the_pixels_that_pillow_would_turn(
+    size: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(noise(*size), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+    assert decode(data).tolist() == np.array(upright).tolist()
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
     exif = Image.Exif()
@@ -129,6 +142,21 @@ def test_a_damaged_exif_block_does_not_spoil_the_picture() -> None:
 def test_grey_pictures_become_rgb(mode: str, format: str) -> None:
     grey = smooth().convert("L").point(lambda v: 255 * (v > 127)).convert(mode)
     assert difference(decode(encode(grey, format)), grey.convert("RGB")) <= 60 * (format == "JPEG")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_the_pixels_of_pillow(mode: str, subsampling: str, progressive: bool) -> None:
+    image = noise(101, 67).convert(mode)
+    data = encode(image, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    assert difference(decode(data), Image.open(io.BytesIO(data)).convert("RGB")) == 0
+
+
+def test_a_jpeg_that_is_damaged_inside_has_the_pixels_of_pillow() -> None:
+    data = bytearray(encode(noise(101, 67), "JPEG"))
+    data[len(data) // 2 : len(data) // 2 + 8] = bytes(8)
+    assert difference(decode(bytes(data)), Image.open(io.BytesIO(data)).convert("RGB")) == 0
 
 
 @pytest.mark.parametrize(("mode", "format"), [("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("YCbCr", "TIFF")])

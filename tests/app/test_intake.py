@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -229,6 +230,13 @@ def test_a_body_that_does_not_match_its_length_is_a_bad_request(announced: str) 
 )
 def test_a_broken_or_cut_off_form_is_a_bad_request(body: bytes, media_type: str) -> None:
     assert code(refusal(body, media_type)) == (400, "bad_request")
+
+
+def test_junk_around_a_form_is_not_logged_byte_by_byte(caplog: pytest.LogCaptureFixture) -> None:
+    for body in (b"\r\n" * 5_000 + form(part(PNG)), form(part(PNG)) + b"junk" * 3_000, b"junk" * 4_000):
+        with suppress(ApiError):
+            send(body, MULTIPART)
+    assert len(caplog.records) <= 6
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_every_label_that_can_be_known_is_there_at_zero_from_the_start():
         assert found[f"dynpose_{name}", "small"] == 0
     for term in ("per_item", "base"):
         assert found["dynpose_stage_cost_seconds", "small", term] == 0
+    assert found["dynpose_stage_batch_limit", "small"] == 1
     for queue in ("easy", "extremely_hard"):
         assert found["dynpose_queue_wait_seconds_count", queue] == 0
         assert found["dynpose_queue_depth", queue] == 0
@@ -61,7 +62,7 @@ def test_every_label_that_can_be_known_is_there_at_zero_from_the_start():
 
 def test_two_services_in_one_process_do_not_share_a_count():
     one, other = new_metrics(), new_metrics()
-    one.cancelled()
+    one.request(499, 0.1)
     assert samples(one)["dynpose_cancelled_total",] == 1
     assert samples(other)["dynpose_cancelled_total",] == 0
     assert isinstance(one.registry, CollectorRegistry)

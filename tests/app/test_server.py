@@ -5,25 +5,16 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ultralytics
 
 from models.zoo.catalog import cache_folder
 from models.zoo.manifest import EMBEDDED
-
-ROOT = Path(__file__).parents[2]
-PHOTO = (Path(ultralytics.__file__).parent / "assets" / "bus.jpg").read_bytes()
-START_S = 120
+from tests.process import PHOTO, START_S, Start, processes, until
 
 NO_NETWORK = """
 import socket
@@ -45,91 +36,10 @@ socket.getaddrinfo = getaddrinfo
 """
 
 
-class Process:
-    """`python -m app` with settings from the environment, and its standard error in a file."""
-
-    def __init__(self, log: Path, **environment: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
-        settings = {"PORT": str(self.port), "HOST": "127.0.0.1", "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "app"],
-                cwd=ROOT,
-                env=os.environ | settings | environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait_ready(self) -> None:
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()
-            if self.get("/readyz")[0] == 200:
-                return
-            time.sleep(0.1)
-        pytest.fail(f"not ready within {START_S} s: {self.log.read_text()}")
-
-    def get(self, path: str) -> tuple[int, str]:
-        return self.ask(urllib.request.Request(self.url + path))
-
-    def pose(self, data: bytes = PHOTO) -> tuple[int, str]:
-        return self.ask(urllib.request.Request(self.url + "/pose", data, {"Content-Type": "image/jpeg"}))
-
-    def ask(self, request: urllib.request.Request) -> tuple[int, str]:
-        """(status, body), or (0, reason) when the connection was refused."""
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except urllib.error.URLError as error:
-            # A reset is what a connection gets that waits to be accepted when the port is closed.
-            if isinstance(error.reason, ConnectionRefusedError | ConnectionResetError):
-                return 0, "refused"
-            raise
-
-    def metrics(self, *names: str) -> list[float]:
-        """Values of samples, all of one moment."""
-        lines = dict(line.rsplit(" ", 1) for line in self.get("/metrics")[1].splitlines() if line[0] != "#")
-        return [float(lines[name]) for name in names]
-
-    def metric(self, name: str) -> float:
-        return self.metrics(name)[0]
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-Start = Callable[..., Process]
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[Process] = []
-
-    def run(**environment: str) -> Process:
-        started.append(Process(tmp_path / f"server-{len(started)}.log", **environment))
-        return started[-1]
-
-    yield run
-    for process in started:
-        process.process.kill()
-        process.process.wait()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
+    with processes(tmp_path) as start:
+        yield start
 
 
 def test_sigterm_under_load_answers_all_that_was_admitted_and_refuses_the_rest(start: Start):
@@ -187,6 +97,9 @@ def test_it_serves_without_network_and_home_and_leaves_only_converted_networks_b
     server.wait_ready()
     assert server.pose()[0] == 200
     assert server.stop() == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert {"uvicorn.error", "dynpose", "dynpose.server"} <= {line["logger"] for line in lines}
+    assert [line["status"] for line in lines if line.get("path") == "/pose"] == [200]
     assert not attempts.exists()
     assert list(home.iterdir()) == list(temporary.iterdir()) == []
 

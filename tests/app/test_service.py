@@ -1,13 +1,16 @@
 import asyncio
 import hashlib
 import json
+import math
 import threading
 import time
 
 import pytest
+import torch
 
 from app.errors import ApiError
-from app.service import ASPECTS, Service, warm
+from app.metrics import Metrics
+from app.service import ASPECTS, Service, build_stages, runs_at_once, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
@@ -109,7 +112,7 @@ def test_a_service_told_to_stop_while_it_loads_keeps_refusing(pair_folder, monke
         return FakePair(stopping.manifest)
 
     monkeypatch.setattr("app.service.load_pair", load)
-    monkeypatch.setattr("app.service.warm", lambda _: None)
+    monkeypatch.setattr("app.service.warm", lambda *_: None)
 
     async def run():
         await stopping.load()
@@ -126,6 +129,13 @@ def test_nothing_is_served_before_it_is_ready(pair_folder):
     with pytest.raises(ApiError, match="loading") as refusal:
         starting.ready_pipeline()
     assert (refusal.value.status, refusal.value.code) == (503, "not_ready")
+
+
+def test_metrics_tell_readiness_as_readyz_does(serve):
+    client = serve()
+    for status, told in (("warming", 0), ("ready", 1), ("draining", 0)):
+        client.service.status = status
+        assert f"dynpose_ready {told}.0" in client.get("/metrics").text.splitlines()
 
 
 def test_people_of_many_requests_share_batches(serve):
@@ -164,11 +174,46 @@ def test_every_batch_size_and_usual_picture_is_warmed():
         stage: lambda pictures, stage=stage: seen.append((stage, len(pictures), tuple(pictures[0].shape[:2])))
         for stage in ("detect", "score", "small", "large")
     }
-    warm(pair)
+    stages = build_stages(pair, Metrics(version="", pair="", device="cpu", runtime=""), max_passed_over_s=0.2)
+    warm(pair, stages)
     assert {size for stage, size, _ in seen if stage == "detect"} == {1, 2, 4, 8}
     assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
     for stage in ("score", "small", "large"):
         assert {size for name, size, _ in seen if name == stage} == {1, 2, 4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "device", "runs"),
+    [(2, 1, "cpu", 2), (8, 2, "cpu", 4), (2, 2, "cpu", 1), (1, 4, "cpu", 1), (2, 1, "cuda", math.inf)],
+)
+def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, threads, device, runs, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert runs_at_once(torch.device(device)) == runs
+
+
+def test_all_stages_share_the_cores(serve, monkeypatch):
+    monkeypatch.setattr("app.service.runs_at_once", lambda _: 1)
+    client = serve(mode="fixed")
+    running, seen = [], []
+
+    def run(_):
+        running.append(1)
+        seen.append(len(running))
+        time.sleep(0.005)
+        running.pop()
+
+    client.pair.faults = dict.fromkeys(("detect", "score", "small", "large"), run)
+
+    def post():
+        client.post("/pose", content=picture_of([0.41, 0.47]), headers={"Content-Type": "image/png"})
+
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {1}
 
 
 def test_a_runtime_that_cannot_run_is_refused_at_once(pair_folder, monkeypatch):

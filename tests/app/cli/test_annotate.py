@@ -130,7 +130,7 @@ def test_real_photographs_give_what_the_server_gives(
     monkeypatch.chdir(tmp_path)
     for name, value in {"DEVICE": "cpu", "PRECISION": "fp32", "RUNTIME": "eager", "MODE": "fixed"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("app.service.warm", lambda _: None)
+    monkeypatch.setattr("app.service.warm", lambda *_: None)
     photos = [ASSETS / "bus.jpg", ASSETS / "zidane.jpg", ASTRONAUT]
     out = tmp_path / "out"
     assert dynpose("annotate", *photos, "--out", out).exit_code == 0

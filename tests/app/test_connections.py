@@ -1,0 +1,136 @@
+"""Real connections to a tiny application, on one event loop: who is closed, and who is waited for."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.connections import connection_class
+
+LONG = 30
+PATIENCE_S = 0.05
+LARGE = bytes(30_000_000)
+GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def application(scope: dict[str, Any], _: Receive, send: Send) -> None:
+    if scope["path"] == "/slow":
+        await asyncio.sleep(5 * PATIENCE_S)
+    body = LARGE if scope["path"] == "/large" else b"done"
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Client(NamedTuple):
+    """A connection, and the server's account of all it has."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    state: ServerState
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Client]:
+    config = uvicorn.Config(
+        application,
+        http=connection_class(PATIENCE_S),
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=LONG,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        while not state.connections:
+            await asyncio.sleep(0)
+        yield Client(reader, writer, state)
+        writer.transport.abort()
+        while state.connections or state.tasks:
+            await asyncio.sleep(0)
+
+
+def with_connection(test: Callable[..., Awaitable[None]]) -> Callable[[], None]:
+    async def run() -> None:
+        async with asyncio.timeout(LONG), connected() as client:
+            await test(client)
+
+    def synchronous() -> None:
+        asyncio.run(run())
+
+    synchronous.__name__ = test.__name__
+    return synchronous
+
+
+async def closed(reader: asyncio.StreamReader) -> bytes:
+    """What still comes until the server closes."""
+    with suppress(ConnectionResetError):
+        return await reader.read()
+    return b""
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    return await reader.readexactly(4)
+
+
+@with_connection
+async def test_a_connection_that_asks_nothing_is_closed(client):
+    assert await closed(client.reader) == b""
+
+
+@with_connection
+async def test_a_head_that_trickles_in_is_not_waited_for(client):
+    while client.state.connections:
+        client.writer.write(b"G")
+        await asyncio.sleep(PATIENCE_S / 10)
+    assert await closed(client.reader) == b""
+
+
+@with_connection
+async def test_the_next_head_of_a_kept_connection_is_not_waited_for_either(client):
+    client.writer.write(GET % b"")
+    assert await answer(client.reader) == b"done"
+    client.writer.write(b"GET / HT")
+    assert await closed(client.reader) == b""
+
+
+@with_connection
+async def test_an_answer_that_nobody_takes_is_thrown_away(client):
+    client.writer.transport.pause_reading()
+    client.writer.write(GET % b"large")
+    while client.state.connections or client.state.tasks:
+        await asyncio.sleep(PATIENCE_S / 10)
+    client.writer.transport.resume_reading()
+    assert len(await closed(client.reader)) < len(LARGE)
+
+
+@with_connection
+async def test_a_slow_answer_and_a_slow_reader_are_waited_for(client):
+    client.writer.write(GET % b"slow")
+    assert await answer(client.reader) == b"done"
+    client.writer.write(GET % b"large")
+    await client.reader.readuntil(b"\r\n\r\n")
+    for _ in range(20):
+        await client.reader.readexactly(len(LARGE) // 20)
+        await asyncio.sleep(PATIENCE_S / 5)
+
+
+@with_connection
+async def test_a_kept_connection_is_good_for_as_long_as_it_is_used(client):
+    for _ in range(20):
+        client.writer.write(GET % b"")
+        assert await answer(client.reader) == b"done"
+        await asyncio.sleep(PATIENCE_S / 5)
