@@ -15,13 +15,14 @@ import os
 import random
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 
-import httpx
-
-from benchmarks.client import RESIDENT_BYTES, Answer, Run, get_p, load, metrics, set_p
+from benchmarks.client import CPU_SECONDS, RESIDENT_BYTES, Answer, Client, stage_seconds
+from benchmarks.loops import Observed, Over, Run, closed_loop, observe, quantile, shuffled_forever
 from benchmarks.pictures import Post, read_posts
+
+Metrics = dict[str, float]
 
 PATCHED = tuple(tenths / 10 for tenths in range(11))
 SHARE_TOLERANCE = 0.02
@@ -57,61 +58,55 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 async def measure(options: argparse.Namespace, pictures: list[Post]) -> int:
     token = os.environ.get("ADMIN_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=options.url, timeout=60, headers=headers) as client:
-        before = await get_p(client)
-        try:
-            if options.patch_every:
-                return await measure_turning(client, pictures, options)
-            if options.share:
-                return await measure_share(client, pictures, options)
-            return await measure_speed(client, pictures, options)
-        finally:
-            await set_p(client, before)
+    client = Client(options.url, {"Authorization": f"Bearer {token}"} if token else None)
+    before = await client.get_p()
+    try:
+        if options.patch_every:
+            return await measure_turning(client, pictures, options)
+        if options.share:
+            return await measure_share(client, pictures, options)
+        return await measure_speed(client, pictures, options)
+    finally:
+        await client.set_p(before)
+        await client.close()
 
 
-async def measure_speed(client: httpx.AsyncClient, pictures: list[Post], options: argparse.Namespace) -> int:
+async def measure_speed(client: Client, pictures: list[Post], options: argparse.Namespace) -> int:
     failed = 0
     print(f"{len(pictures)} pictures, {options.clients} clients, {options.seconds:g} s each")
     for p in options.p:
-        await set_p(client, p)
-        await load_for(options.warm_up, client, pictures, options)
-        run = await load_for(options.seconds, client, pictures, options)
-        failed += len(run.failures)
-        print(f"p={p:g}: {describe(run)}")
-    resident = (await metrics(client)).get(RESIDENT_BYTES, math.nan)
-    print(f"resident memory: {resident / 2**20:.0f} MiB")
+        await client.set_p(p)
+        seen = await watched(client, pictures, options)
+        failed += len(seen.run.failures)
+        print(f"p={p:g}: {describe(seen)}")
+    print(f"resident memory: {(await client.metrics())[RESIDENT_BYTES] / 2**20:.0f} MiB")
     return int(failed > 0)
 
 
-async def measure_turning(
-    client: httpx.AsyncClient, pictures: list[Post], options: argparse.Namespace
-) -> int:
+async def measure_turning(client: Client, pictures: list[Post], options: argparse.Namespace) -> int:
     async with turning(client, options.patch_every, options.seed):
-        run = await load_for(options.seconds, client, pictures, options)
-    print(describe(run))
+        seen = await watched(client, pictures, options)
+    print(describe(seen))
     missed = 0
-    for p, people, share in shares(run.good):
+    for p, people, share in shares(seen.run.good):
         allowed = 3 * math.sqrt(p * (1 - p) / people) + SHARE_TOLERANCE
         within = abs(share - p) <= allowed
         missed += not within
         print(
             f"p={p:g}: {people} people, large share {share:.3f}, allowed +-{allowed:.3f}: {verdict(within)}"
         )
-    return int(bool(run.failures) or missed > 0)
+    return int(bool(seen.run.failures) or missed > 0)
 
 
-async def measure_share(client: httpx.AsyncClient, pictures: list[Post], options: argparse.Namespace) -> int:
+async def measure_share(client: Client, pictures: list[Post], options: argparse.Namespace) -> int:
+    def routed(answers: list[Answer]) -> bool:
+        return sum(answer.people for answer in answers) >= int(options.share)
+
     missed = 0
     for p in options.p:
-        await set_p(client, p)
-        run = await load(
-            client,
-            pictures,
-            clients=options.clients,
-            until=lambda answers, _: sum(answer.people for answer in answers) >= options.share,
-            seed=options.seed,
-        )
+        await client.set_p(p)
+        order = shuffled_forever(pictures, options.seed)
+        run = Run(await closed_loop(client.pose, order, options.clients, routed), seconds=math.nan)
         people = sum(answer.people for answer in run.good)
         share = sum(answer.routes["hard"] for answer in run.good) / people
         within = abs(share - p) <= SHARE_BAR and not run.failures
@@ -123,26 +118,23 @@ async def measure_share(client: httpx.AsyncClient, pictures: list[Post], options
     return int(missed > 0)
 
 
-async def load_for(
-    seconds: float, client: httpx.AsyncClient, pictures: list[Post], options: argparse.Namespace
-) -> Run:
-    return await load(
-        client,
-        pictures,
-        clients=options.clients,
-        until=lambda _, elapsed: elapsed >= seconds,
-        seed=options.seed,
-    )
+async def watched(client: Client, pictures: list[Post], options: argparse.Namespace) -> Observed[Metrics]:
+    order = shuffled_forever(pictures, options.seed)
+
+    def load(over: Over) -> Awaitable[list[Answer]]:
+        return closed_loop(client.pose, order, options.clients, over)
+
+    return await observe(load, client.metrics, warm_up=options.warm_up, seconds=options.seconds)
 
 
 @contextlib.asynccontextmanager
-async def turning(client: httpx.AsyncClient, period_s: float, seed: int) -> AsyncIterator[None]:
+async def turning(client: Client, period_s: float, seed: int) -> AsyncIterator[None]:
     """Sets p to one of `PATCHED` at random every `period_s` seconds. Raises when a change is refused."""
     choice = random.Random(seed)
 
     async def turn() -> None:
         while True:
-            await set_p(client, choice.choice(PATCHED))
+            await client.set_p(choice.choice(PATCHED))
             await asyncio.sleep(period_s)
 
     task = asyncio.create_task(turn())
@@ -164,31 +156,29 @@ def shares(answers: list[Answer]) -> list[tuple[float, int, float]]:
     return [(p, people[p], large[p] / people[p]) for p in sorted(people) if people[p]]
 
 
-def describe(run: Run) -> str:
+def describe(seen: Observed[Metrics]) -> str:
     """Speed, latency, and the parts of wall time and of latency in which a stage was at work."""
+    run = seen.run
     if not run.good:
         return f"no request was answered; {len(run.failures)} failed"
-    seconds = sorted(answer.seconds for answer in run.good)
-    people = sum(answer.people for answer in run.good)
+    seconds = [answer.seconds for answer in run.good]
     large = sum(answer.routes["hard"] for answer in run.good)
-    busy = ", ".join(f"{stage} {part / run.seconds:.0%}" for stage, part in sorted(run.stage_seconds.items()))
+    stages = {stage: spent / run.seconds for stage, spent in stage_seconds(seen.before, seen.after).items()}
+    cpu_seconds = seen.after.get(CPU_SECONDS, math.nan) - seen.before.get(CPU_SECONDS, math.nan)
     total = sum(answer.timing_ms["total"] for answer in run.good)
     own = ", ".join(
         f"{name} {sum(answer.timing_ms[name] for answer in run.good) / total:.0%}"
         for name in ("decode", "detect", "score", "estimate", "queued")
     )
     return (
-        f"{len(run.good) / run.seconds:.1f} images/s, {people / run.seconds:.1f} people/s, "
+        f"{len(run.good) / run.seconds:.1f} images/s, {run.people / run.seconds:.1f} people/s, "
         f"p50 {quantile(seconds, 0.5) * 1e3:.0f} ms, p95 {quantile(seconds, 0.95) * 1e3:.0f} ms, "
-        f"large share {large / max(people, 1):.3f}, {len(run.failures)} failed\n"
-        f"    stages at work: {sum(run.stage_seconds.values()) / run.seconds:.0%} of wall time ({busy}), "
-        f"process: {run.cpu_seconds / run.seconds:.2f} cores\n"
+        f"large share {large / max(run.people, 1):.3f}, {len(run.failures)} failed\n"
+        f"    stages at work: {sum(stages.values()):.0%} of wall time "
+        f"({', '.join(f'{stage} {share:.0%}' for stage, share in sorted(stages.items()))}), "
+        f"process: {cpu_seconds / run.seconds:.2f} cores\n"
         f"    parts of the time in the service: {own}"
     )
-
-
-def quantile(ordered: list[float], q: float) -> float:
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 def verdict(good: bool) -> str:

@@ -1,21 +1,26 @@
-"""The pictures a benchmark posts, as the encoded bytes that lie on the disk."""
+"""The pictures a benchmark posts: JPEGs, as cameras make them."""
 
-import mimetypes
+import io
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from calibration.data import Pictures, has_split, read_split
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+QUALITY = 90
+MEDIA_TYPE = "image/jpeg"
 
 
 @dataclass(frozen=True)
 class Post:
-    """One request body."""
+    """One request body, a JPEG."""
 
     name: str
     body: bytes
-    media_type: str
 
 
 def read_posts(folder: Path, split: str) -> list[Post]:
@@ -32,6 +37,15 @@ def read_posts(folder: Path, split: str) -> list[Post]:
     return [_post(path.name, path.read_bytes()) for path in files]
 
 
+def ordered(posts: Sequence[Post], seed: int = 0) -> list[Post]:
+    """All of them in one shuffled order, in which every contender gets them."""
+    return random.Random(seed).sample(posts, len(posts))
+
+
 def _post(name: str, body: bytes) -> Post:
-    media_type = "image/webp" if name.lower().endswith(".webp") else mimetypes.guess_type(name)[0]
-    return Post(name, body, media_type or "application/octet-stream")
+    """Other formats become JPEGs, which take other time to decode."""
+    if not body.startswith(b"\xff\xd8"):
+        encoded = io.BytesIO()
+        Image.open(io.BytesIO(body)).convert("RGB").save(encoded, "JPEG", quality=QUALITY)
+        body = encoded.getvalue()
+    return Post(name, body)

@@ -1,7 +1,7 @@
 """A network with random weights, to measure how fast one is whose trained weights are not at hand.
 
-    python -m benchmarks.random_weights hrnet-w32 large.safetensors
-    LARGE=hrnet-w32=large.safetensors make serve
+python -m benchmarks.random_weights hrnet-w32 large.safetensors
+LARGE=hrnet-w32=large.safetensors make serve
 """
 
 import argparse

@@ -16,9 +16,10 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ from models.zoo import Pair, load_pair
 
 T = TypeVar("T")
 
+Boxed = tuple[Tensor, Tensor]
+"""A picture and the box (5,) of one person."""
+
+NETS = ("detect", "score", "small", "large")
+SIZES = (1, 2, 4, 8, 16)
+GROUP = 32
+"""Pictures that are decoded before the first of them is looked at, so that people fill batches."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
@@ -44,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     posts = random.Random(0).sample(posts, min(options.pictures, len(posts)))
     set_cpu_threads(options.threads)
     pair = open_pair(options.pair, options.device, options.precision, options.runtime)
-    run(pair, posts[: options.batch], options.batch, 0.5)  # warm
+    stages = Stages(pair, 0.5, dict.fromkeys(NETS, options.batch))
+    pass_over(stages, posts[: options.batch], options.batch)  # warm
     if options.given:
-        print("\n".join(given(pair, posts, options.batch)))
+        print(given(pair, posts, options.batch))
         return 0
     for p in options.p:
-        print(f"p={p:g}: {run(pair, posts, options.batch, p)}")
+        stages.turn(p)
+        print(f"p={p:g}: {pass_over(stages, posts, options.batch)}")
     return 0
 
 
@@ -67,113 +78,194 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pair", default="embedded")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--runtime", default="auto", choices=["auto", "eager", "openvino"])
+    parser.add_argument("--runtime", default="auto", choices=get_args(Runtime))
     return parser.parse_args(arguments)
 
 
-def open_pair(pair: str, device: Device, precision: Precision, runtime: Runtime) -> Pair:
+def open_pair(
+    pair: str, device: Device = "auto", precision: Precision = "auto", runtime: Runtime = "auto"
+) -> Pair:
     where = resolve_device(device)
     return load_pair(pair, where, resolve_dtype(where, precision), runtime)
 
 
-class Clock:
-    """Seconds spent in each stage."""
+class Stages:
+    """The service's stages called back to back, in the calling thread.
 
-    def __init__(self) -> None:
+    batches: by net of NETS, pictures or people of one call. seconds: spent by stage, since the last `turn`.
+    """
+
+    def __init__(self, pair: Pair, p: float, batches: Mapping[str, int]) -> None:
+        self.pair, self.batches = pair, batches
+        self.turn(p)
+
+    def turn(self, p: float) -> None:
+        """Begin anew with another p."""
+        scores = read_calibration(self.pair.calibration).scores
+        self.policy = SplitPolicy(scores, p=p, theta=THETA, mode="tracking", policy=POLICY)
         self.seconds: dict[str, float] = defaultdict(float)
 
+    def decode(self, body: bytes) -> Tensor:
+        with self._clock("decode"):
+            return decode(body).to(self.pair.device)
+
+    def poses(self, pictures: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
+        """Boxes (M, 5) x, y, w, h, score and M keypoints (K, 3) of each picture."""
+        boxes: list[Tensor] = [torch.empty(0, 5)] * len(pictures)
+        # Pictures of one shape run together in the detector.
+        order = sorted(range(len(pictures)), key=lambda index: tuple(pictures[index].shape))
+        for rows in batches(order, self.batches["detect"]):
+            with self._clock("detect"):
+                found = self.pair.detector([pictures[row] for row in rows], [MIN_SCORE] * len(rows))
+            for row, each in zip(rows, found, strict=True):
+                boxes[row] = each
+        people = [(picture, box) for picture, each in zip(pictures, boxes, strict=True) for box in each]
+        keypoints: dict[int, Tensor] = {}
+        for net, members in self._route(people).items():
+            estimator = self.pair.large if net == "large" else self.pair.small
+            for group in batches(members, self.batches[net]):
+                with self._clock(net):
+                    answers = estimator(*stacked([people[member] for member in group]))
+                keypoints.update(zip(group, answers, strict=True))
+        rest = iter([keypoints[index] for index in range(len(people))])
+        return [(each, list(itertools.islice(rest, len(each)))) for each in boxes]
+
+    def _route(self, people: Sequence[Boxed]) -> dict[str, list[int]]:
+        """Net -> the people it gets."""
+        routed: dict[str, list[int]] = {"small": [], "large": []}
+        for group in batches(range(len(people)), self.batches["score"]):
+            chosen = [people[index] for index in group]
+            with self._clock("score"):
+                scores = torch.stack([box[4] for _, box in chosen])
+                difficulties = self.pair.router(*stacked(chosen), scores).tolist()
+            for index, difficulty in zip(group, difficulties, strict=True):
+                route = self.policy.snapshot.route(difficulty)
+                self.policy.observe(difficulty, route, own_p=True)
+                routed["large" if route is Route.hard else "small"].append(index)
+        return routed
+
     @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def _clock(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - started
 
 
-def run(pair: Pair, posts: list[Post], batch: int, p: float) -> str:
+def pass_over(stages: Stages, posts: Sequence[Post], group: int) -> str:
     """One pass over the pictures; its speed and the milliseconds of each stage per picture, as text."""
-    policy = SplitPolicy(
-        read_calibration(pair.calibration).scores, p=p, theta=THETA, mode="tracking", policy=POLICY
-    )
-    clock = Clock()
     people = 0
     begin = time.perf_counter()
-    for chunk in batches(posts, batch):
-        with clock("decode"):
-            pictures = [decode(post.body).to(pair.device) for post in chunk]
-        with clock("detect"):
-            found = pair.detector(pictures, [MIN_SCORE] * len(pictures))
-        boxes = [(picture, box) for picture, rows in zip(pictures, found, strict=True) for box in rows]
-        people += len(boxes)
-        routed: dict[str, list[tuple[Tensor, Tensor]]] = {"small": [], "large": []}
-        for group in batches(boxes, batch):
-            with clock("score"):
-                difficulties = pair.router(
-                    *stacked(group), torch.stack([box[4] for _, box in group])
-                ).tolist()
-            for person, difficulty in zip(group, difficulties, strict=True):
-                route = policy.snapshot.route(difficulty)
-                policy.observe(difficulty, route, own_p=True)
-                routed["large" if route is Route.hard else "small"].append(person)
-        for net, estimator in (("small", pair.small), ("large", pair.large)):
-            for group in batches(routed[net], batch):
-                with clock(net):
-                    estimator(*stacked(group))
+    for chunk in batches(posts, group):
+        people += sum(len(boxes) for boxes, _ in stages.poses([stages.decode(post.body) for post in chunk]))
     wall = time.perf_counter() - begin
-    costs = ", ".join(f"{stage} {1e3 * spent / len(posts):.1f}" for stage, spent in clock.seconds.items())
+    costs = ", ".join(f"{stage} {1e3 * spent / len(posts):.1f}" for stage, spent in stages.seconds.items())
     return (
         f"{len(posts) / wall:.1f} images/s, {people / wall:.1f} people/s, "
-        f"large share {policy.realised()[1]:.3f}; ms a picture: {costs}"
+        f"large share {stages.policy.realised()[1]:.3f}; ms a picture: {costs}"
     )
 
 
-def given(pair: Pair, posts: list[Post], batch: int, rounds: int = 5) -> Iterator[str]:
-    """Milliseconds a person of the router, the small and the large net and of all three at p = 0.5, in turn over
-    `rounds`; medians. Exactly half go to the large net here: what the thresholds make of p is another matter."""
-    people: list[tuple[Tensor, Tensor]] = []
-    for post in posts:
-        picture = decode(post.body).to(pair.device)
-        people += [(picture, box) for box in pair.detector([picture], [MIN_SCORE])[0]]
+def best_batches(pair: Pair, posts: Sequence[Post], rounds: int = 3) -> dict[str, int]:
+    """The batch at which each net costs least, of SIZES, by the median of alternating rounds."""
+    pictures, people = _people(pair, posts)
+    people = people[: 2 * max(SIZES)]
+    chosen = {}
+    for net in NETS:
+        spent: dict[int, list[float]] = defaultdict(list)
+        for _, size in itertools.product(range(rounds), SIZES):
+            started = time.perf_counter()
+            if net == "detect":
+                # Of one shape, as batches of a detector must be.
+                for group in batches([pictures[0]] * max(SIZES), size):
+                    pair.detector(group, [MIN_SCORE] * len(group))
+            elif net == "score":
+                _score(pair, people, size)
+            else:
+                _estimate(pair.large if net == "large" else pair.small, people, size)
+            spent[size].append(time.perf_counter() - started)
+        chosen[net] = min(SIZES, key=lambda size: statistics.median(spent[size]))
+    return chosen
 
-    def router(chosen: list[tuple[Tensor, Tensor]]) -> None:
-        for group in batches(chosen, batch):
-            pair.router(*stacked(group), torch.stack([box[4] for _, box in group]))
 
-    def net(estimator: PoseEstimator, chosen: list[tuple[Tensor, Tensor]]) -> None:
-        for group in batches(chosen, batch):
-            estimator(*stacked(group))
+@dataclass(frozen=True)
+class Given:
+    """Milliseconds a person, boxes given, of the router, the small and the large net and of all three with half of the
+    people at each net (`routed`), in turn over some rounds: all of them."""
+
+    people: int
+    ms: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.ms[name])
+
+    @property
+    def over_ideal(self) -> float:
+        """Cost of the routed pair in shares of p T_large + (1 - p) T_small + T_router; median of the rounds."""
+        rounds = zip(self.ms["routed"], *(self.ms[net] for net in ("router", "small", "large")), strict=True)
+        return float(
+            statistics.median(
+                routed / (router + (small + large) / 2) for routed, router, small, large in rounds
+            )
+        )
+
+    def __str__(self) -> str:
+        large = self.median("large")
+        lines = [
+            f"{name:8} {self.median(name):6.2f} ms a person ({min(ms):.2f}-{max(ms):.2f}), "
+            f"{1e3 / self.median(name):.1f} people/s, {self.median(name) / large:.3f} of the large net"
+            for name, ms in self.ms.items()
+        ]
+        ceiling = large / (0.5 * large + 0.5 * self.median("small") + self.median("router"))
+        lines.append(
+            f"large / small {large / self.median('small'):.1f}; at p = 0.5 {large / self.median('routed'):.2f} times "
+            f"the people/s of the large net alone, ceiling {ceiling:.2f}; {self.people} people"
+        )
+        return "\n".join(lines)
+
+
+def given(pair: Pair, posts: Sequence[Post], batch: int, rounds: int = 5) -> Given:
+    """What routing costs on the detector's boxes. Exactly half go to the large net here: what the thresholds make of p
+    is another matter."""
+    _, people = _people(pair, posts)
 
     def routed() -> None:
-        router(people)
-        net(pair.large, people[::2])
-        net(pair.small, people[1::2])
+        _score(pair, people, batch)
+        _estimate(pair.large, people[::2], batch)
+        _estimate(pair.small, people[1::2], batch)
 
     runs: dict[str, Callable[[], None]] = {
-        "router": lambda: router(people),
-        "small": lambda: net(pair.small, people),
-        "large": lambda: net(pair.large, people),
-        "p = 0.5": routed,
+        "router": lambda: _score(pair, people, batch),
+        "small": lambda: _estimate(pair.small, people, batch),
+        "large": lambda: _estimate(pair.large, people, batch),
+        "routed": routed,
     }
-    seconds: dict[str, list[float]] = defaultdict(list)
+    ms: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for name, execute in runs.items():
             started = time.perf_counter()
             execute()
-            seconds[name].append(time.perf_counter() - started)
-    cost = {name: 1e3 * statistics.median(spent) / len(people) for name, spent in seconds.items()}
-    for name, spent in seconds.items():
-        low, high = (1e3 * value / len(people) for value in (min(spent), max(spent)))
-        yield (
-            f"{name:8} {cost[name]:6.2f} ms a person ({low:.2f}-{high:.2f}), {1e3 / cost[name]:.1f} people/s, "
-            f"{cost[name] / cost['large']:.3f} of the large net"
-        )
-    ceiling = 1 / (0.5 + 0.5 * cost["small"] / cost["large"] + cost["router"] / cost["large"])
-    yield (
-        f"large / small {cost['large'] / cost['small']:.1f}; at p = 0.5 {cost['large'] / cost['p = 0.5']:.2f} times "
-        f"the people/s of the large net alone, ceiling {ceiling:.2f}; {len(people)} people"
-    )
+            ms[name].append(1e3 * (time.perf_counter() - started) / len(people))
+    return Given(len(people), dict(ms))
 
 
-def stacked(people: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+def _people(pair: Pair, posts: Sequence[Post]) -> tuple[list[Tensor], list[Boxed]]:
+    pictures = [decode(post.body).to(pair.device) for post in posts]
+    return pictures, [
+        (picture, box) for picture in pictures for box in pair.detector([picture], [MIN_SCORE])[0]
+    ]
+
+
+def _score(pair: Pair, people: Sequence[Boxed], batch: int) -> None:
+    for group in batches(people, batch):
+        pair.router(*stacked(group), torch.stack([box[4] for _, box in group]))
+
+
+def _estimate(estimator: PoseEstimator, people: Sequence[Boxed], batch: int) -> None:
+    for group in batches(people, batch):
+        estimator(*stacked(group))
+
+
+def stacked(people: Sequence[Boxed]) -> tuple[list[Tensor], Tensor]:
     """Pictures and (N, 4) boxes, as the stages take them."""
     return [picture for picture, _ in people], torch.stack([box[:4] for _, box in people])
 

@@ -1,0 +1,158 @@
+"""What was to be reached, and whether the records say so."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.records import Record, select
+from benchmarks.stages import Given
+
+Kind = tuple[str, float | None]
+"""A contender at a p."""
+
+SERVICE: Kind = ("service", 0.5)
+OTHER_SERVERS = ("litserve", "ray-serve")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    target: str
+    measured: str
+    met: bool
+
+
+def ratio(rows: Sequence[Record], experiment: str, over: Kind, under: Kind) -> float | None:
+    """Median over rounds of people/s of the first in shares of the second's in the same round."""
+    speeds = [
+        {
+            row["round"]: row["people_per_s"]
+            for row in select(rows, experiment=experiment, contender=name, p=p)
+        }
+        for name, p in (over, under)
+    ]
+    both = [
+        speeds[0][turn] / speeds[1][turn] for turn in speeds[0].keys() & speeds[1].keys() if speeds[1][turn]
+    ]
+    return statistics.median(both) if both else None
+
+
+def verdicts(rows: Sequence[Record]) -> list[Verdict]:
+    """Of every target that something was measured of."""
+    return [*_ratios(rows), *_alone(rows), *_latency(rows), *_servers(rows), *_overload(rows), *_life(rows)]
+
+
+def _ratios(rows: Sequence[Record]) -> Iterator[Verdict]:
+    for target, over, under, least in (
+        ("people/s at p = 0.5: at least 0.90 of the bound (aim 0.95)", SERVICE, ("bound", 0.5), 0.90),
+        ("people/s at p = 0.5: at least 6 times the naive service's", SERVICE, ("naive", 1.0), 6.0),
+        ("people/s at p = 1: at least 3 times the naive service's", ("service", 1.0), ("naive", 1.0), 3.0),
+    ):
+        found = ratio(rows, "rounds", over, under)
+        if found is not None:
+            yield Verdict(target, f"{found:.3f}", found >= least)
+    cost = mix(rows)
+    if cost is not None:
+        yield Verdict(
+            "service at p = 0.5: within 5 % of the mean of its costs a person at p = 0 and p = 1",
+            f"{cost:.3f}",
+            cost <= 1.05,
+        )
+
+
+def mix(rows: Sequence[Record]) -> float | None:
+    """Seconds a person at p = 0.5 in shares of the mean of those at p = 0 and p = 1, which have the router's, too."""
+    small, large = (ratio(rows, "rounds", SERVICE, ("service", p)) for p in (0.0, 1.0))
+    # A ratio of speeds is one of costs the other way round.
+    return 2 / (small + large) if small is not None and large is not None else None
+
+
+def _alone(rows: Sequence[Record]) -> Iterator[Verdict]:
+    for row in select(rows, experiment="alone")[-1:]:
+        costs = Given(row["people"], row["ms"])
+        yield Verdict(
+            "routed pair at p = 0.5: within 5 % of p T_large + (1 - p) T_small + T_router",
+            f"{costs.over_ideal:.3f}",
+            costs.over_ideal <= 1.05,
+        )
+        share = costs.median("router") / costs.median("large")
+        yield Verdict("router: at most 10 % of the large net's time (aim 5 %)", f"{share:.1%}", share <= 0.10)
+
+
+def _latency(rows: Sequence[Record]) -> Iterator[Verdict]:
+    alone = select(rows, experiment="grid", contender="service", p=0.5, clients=1)
+    for row in alone[-1:]:
+        if row["over_stages_ms"] is not None:
+            over = row["over_stages_ms"]
+            yield Verdict(
+                "one client: at most 2 ms above the sum of the stages' own run times (p50)",
+                f"{over:.2f} ms",
+                over <= 2,
+            )
+    naive = {
+        row["clients"]: row["p95_ms"]
+        for row in select(rows, experiment="grid", contender="naive")
+        if row["images"]  # else it answered nobody in time
+    }
+    for p in (0.5, 1.0):
+        own = {
+            row["clients"]: row["p95_ms"] for row in select(rows, experiment="grid", contender="service", p=p)
+        }
+        pairs = [(clients, own[clients], naive[clients]) for clients in sorted(own.keys() & naive.keys())]
+        if pairs:
+            yield Verdict(
+                f"p95 at p = {p:g} below the naive service's at every number of clients",
+                "; ".join(f"{clients}: {mine:.0f} against {its:.0f} ms" for clients, mine, its in pairs),
+                all(mine < its for _, mine, its in pairs),
+            )
+
+
+def _servers(rows: Sequence[Record]) -> Iterator[Verdict]:
+    """Ahead at equal p99: at each rate of the other, the service answers more people within that p99."""
+    own = select(rows, experiment="open", contender="service")
+    for name in OTHER_SERVERS:
+        other = select(rows, experiment="open", contender=name)
+        if not own or not other:
+            continue
+        best = [
+            max((mine["people_per_s"] for mine in own if mine["p99_ms"] <= row["p99_ms"]), default=0.0)
+            for row in other
+        ]
+        shown = "; ".join(
+            f"{row['p99_ms']:.0f} ms: {mine:.1f} against {row['people_per_s']:.1f}"
+            for row, mine in zip(other, best, strict=True)
+        )
+        ahead = all(mine > row["people_per_s"] for row, mine in zip(other, best, strict=True))
+        yield Verdict(f"more people/s than {name} within the same p99, open loop", shown, ahead)
+
+
+def _overload(rows: Sequence[Record]) -> Iterator[Verdict]:
+    peak = max(
+        (row["people_per_s"] for row in select(rows, experiment="grid", contender="service", p=0.5)),
+        default=None,
+    )
+    for row in select(rows, experiment="overload")[-1:]:
+        if peak:
+            share = row["people_per_s"] / peak
+            yield Verdict(
+                "twice the sustainable load: goodput at least 0.95 of the peak", f"{share:.3f}", share >= 0.95
+            )
+        if row["refused_p99_ms"] is not None:
+            slow = row["refused_p99_ms"]
+            yield Verdict("refused answers within 10 ms (p99)", f"{slow:.1f} ms", slow <= 10)
+        growth = row["resident_mib"] / row["before_mib"] - 1
+        yield Verdict("memory flat under overload (within 3 %)", f"{growth:+.1%}", growth <= 0.03)
+
+
+def _life(rows: Sequence[Record]) -> Iterator[Verdict]:
+    for row in select(rows, experiment="start", round=2)[-1:]:
+        yield Verdict(
+            "ready within 10 s on the second start", f"{row['ready_s']:.1f} s", row["ready_s"] <= 10
+        )
+    grid = select(rows, experiment="grid", contender="service")
+    if grid:
+        most = max(row["peak_mib"] for row in grid)
+        yield Verdict("resident memory under 1.5 GB", f"{most * 2**20 / 1e9:.2f} GB", most * 2**20 < 1.5e9)
+    for row in select(rows, experiment="soak")[-1:]:
+        sizes = [size for _, size in row["samples"]]
+        growth = statistics.median(sizes[-10:]) / statistics.median(sizes[10:20] or sizes) - 1
+        yield Verdict(f"{row['requests']} requests without growth over 3 %", f"{growth:+.1%}", growth <= 0.03)

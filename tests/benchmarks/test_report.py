@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.records import Record, Records, select, set_aside
+from benchmarks.report import write_report
+from benchmarks.verdicts import mix, ratio, verdicts
+from tests.benchmarks.measured import RUN, cell, everything, scaling
+
+
+def write(folder: Path, bench: list[Record], scales: list[Record]) -> str:
+    for name, rows in (("bench", bench), ("scaling", scales)):
+        records = Records(folder / f"{name}.jsonl")
+        for row in rows:
+            records.add(row)
+    write_report(folder, folder / "RESULTS.md")
+    return (folder / "RESULTS.md").read_text()
+
+
+def test_the_report_has_every_experiment_and_its_plots_are_small(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = write(tmp_path, everything(), scaling())
+    titles = [line.lstrip("# ") for line in text.splitlines() if line.startswith("## ")]
+    assert [title.split(":")[0].split(",")[0] for title in titles] == [
+        "Targets",
+        "Contenders",
+        "Closed loop",
+        "Alternating rounds",
+        "The nets alone",
+        "Open loop",
+        "Overload",
+        "Accuracy against speed",
+        "Soak",
+        "How to read this",
+        "Scaling",
+    ]
+    assert "| litserve | LitServe | skipped: needs the package litserve |" in text
+    plots = sorted(tmp_path.glob("plots/*.png"))
+    assert [plot.stem for plot in plots] == ["accuracy", "latency", "scaling"]
+    assert all(f"plots/{plot.name}" in text for plot in plots)
+    assert sum(plot.stat().st_size for plot in plots) < 150_000
+
+
+def test_a_run_that_was_cut_off_is_reported_as_far_as_it_came(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = write(tmp_path, [RUN, cell("grid", "service", 60.0)], [])
+    assert "| service | 0.5 | 8 | 20.0 | 60.0 |" in text
+    assert "Overload" not in text
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    assert "nothing was measured yet" in write_report(tmp_path, tmp_path / "RESULTS.md")
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
+    rows = [
+        cell("rounds", name, speed, round=turn)
+        for turn, speeds in enumerate([(10, 10), (10, 20), (30, 40), (5, None)])
+        for name, speed in zip(("service", "bound"), speeds, strict=True)
+        if speed is not None
+    ]
+    assert ratio(rows, "rounds", ("service", 0.5), ("bound", 0.5)) == 0.75
+    assert ratio(rows, "rounds", ("service", 0.5), ("naive", 1.0)) is None
+
+
+def test_the_cost_at_half_is_held_against_the_mean_of_the_costs_at_both_ends() -> None:
+    rows = [cell("rounds", "service", 1 / cost, p=p, round=0) for p, cost in ((0.0, 1), (0.5, 2.2), (1.0, 3))]
+    assert mix(rows) == pytest.approx(1.1)
+
+
+def test_targets_are_judged_by_the_figures() -> None:
+    met = {verdict.target.split(":")[0]: verdict.met for verdict in verdicts(everything())}
+    assert met == {
+        "people/s at p = 0.5": True,  # 0.90 of the bound, and 9 times the naive service
+        "people/s at p = 1": True,
+        "service at p = 0.5": True,
+        "routed pair at p = 0.5": True,
+        "router": True,
+        "one client": True,
+        "p95 at p = 0.5 below the naive service's at every number of clients": True,
+        "p95 at p = 1 below the naive service's at every number of clients": True,
+        "more people/s than litserve within the same p99, open loop": True,
+        "twice the sustainable load": True,
+        "refused answers within 10 ms (p99)": False,
+        "memory flat under overload (within 3 %)": True,
+        "ready within 10 s on the second start": True,
+        "resident memory under 1.5 GB": True,
+        "100 requests without growth over 3 %": False,
+    }
+
+
+def test_a_slower_service_misses_its_targets() -> None:
+    rows = [
+        row | {"people_per_s": row["people_per_s"] / 4}
+        if row.get("contender") == "service" and "p50_ms" in row
+        else row
+        for row in everything()
+    ]
+    missed = [verdict.target.split(":")[0] for verdict in verdicts(rows) if not verdict.met]
+    assert {"people/s at p = 0.5", "people/s at p = 1"} < set(missed)
+    assert "more people/s than litserve within the same p99, open loop" in missed
+
+
+def test_records_are_read_back_without_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    records = Records(path)
+    records.add({"experiment": "grid", "contender": "service", "p": 0.5, "clients": 8})
+    with path.open("a") as file:
+        file.write(json.dumps({"experiment": "grid", "contender": "bound"})[:-4])
+    again = Records(path)
+    assert len(select(again, experiment="grid")) == 1
+    assert again.has(experiment="grid", contender="service", p=0.5, clients=8)
+    assert not again.has(experiment="grid", contender="service", p=0.5, clients=1)
+    assert not again.has(experiment="grid", contender="service")
+
+
+def test_records_are_set_aside_once_they_came_to_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    set_aside(path)
+    Records(path).add(cell("grid", "service", 60.0))
+    set_aside(path)
+    assert path.exists()
+    Records(path).add({"experiment": "end"})
+    set_aside(path)
+    assert [len(Records(each).rows) for each in tmp_path.iterdir()] == [2]
+    assert not path.exists()
