@@ -10,7 +10,7 @@ import torch
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from app.service import ASPECTS, Service, build_stages, runs_at_once, warm
+from app.service import ASPECTS, BUCKETS, Service, build_stages, runs_at_once, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
@@ -176,10 +176,9 @@ def test_every_batch_size_and_usual_picture_is_warmed():
     }
     stages = build_stages(pair, Metrics(version="", pair="", device="cpu", runtime=""), max_passed_over_s=0.2)
     warm(pair, stages)
-    assert {size for stage, size, _ in seen if stage == "detect"} == {1, 2, 4, 8}
     assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
-    for stage in ("score", "small", "large"):
-        assert {size for name, size, _ in seen if name == stage} == {1, 2, 4, 8, 16}
+    for stage, buckets in BUCKETS["cpu"].items():
+        assert {size for name, size, _ in seen if name == stage} == set(buckets)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,17 @@ ShuffleNetV2 (Ma et al., ECCV 2018), without their classifiers.
 (N, 3, h, w), h and w multiples of 32 -> (N, CHANNELS, h/32, w/32).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models as torchvision_models  # type: ignore[import-untyped]
+
+
+def torchvision_models() -> Any:
+    """Imported only where a network is built: it takes 160 MB of memory."""
+    from torchvision import models  # type: ignore[import-untyped]
+
+    return models
 
 
 class ResNet(nn.Module):
@@ -16,7 +24,7 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        trunk = getattr(torchvision_models, f"resnet{depth}")()
+        trunk = getattr(torchvision_models(), f"resnet{depth}")()
         self.conv1, self.bn1 = trunk.conv1, trunk.bn1
         self.layer1, self.layer2 = trunk.layer1, trunk.layer2
         self.layer3, self.layer4 = trunk.layer3, trunk.layer4
@@ -31,7 +39,7 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = torchvision_models.mobilenet_v2().features
+        self.features = torchvision_models().mobilenet_v2().features
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.features(crops)  # type: ignore[no-any-return]
@@ -44,7 +52,7 @@ class ShuffleNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        trunk = torchvision_models.shufflenet_v2_x1_0()
+        trunk = torchvision_models().shufflenet_v2_x1_0()
         self.conv1, self.conv5 = trunk.conv1, trunk.conv5
         self.stage2, self.stage3, self.stage4 = trunk.stage2, trunk.stage3, trunk.stage4
 

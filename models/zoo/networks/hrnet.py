@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
+
+from models.zoo.networks.convnets import torchvision_models
 
 MODULES = (1, 4, 3)  # exchange modules in the stages with 2, 3 and 4 branches
 BLOCKS = 4  # residual blocks of a branch in one module, and of the first stage
@@ -42,7 +43,8 @@ class Exchange(nn.Module):
     def __init__(self, channels: Sequence[int], answered: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(width, width) for _ in range(BLOCKS))) for width in channels
+            nn.Sequential(*(torchvision_models().resnet.BasicBlock(width, width) for _ in range(BLOCKS)))
+            for width in channels
         )
         self.fuse_layers = nn.ModuleList(
             nn.ModuleDict({str(j): self._path(channels, j, i) for j in range(len(channels)) if j != i})
@@ -85,8 +87,11 @@ class HRNet(nn.Module):
             nn.Conv2d(STEM_CHANNELS, FIRST_CHANNELS, 1, bias=False), nn.BatchNorm2d(FIRST_CHANNELS)
         )
         self.layer1 = nn.Sequential(
-            Bottleneck(STEM_CHANNELS, STEM_CHANNELS, downsample=widen),
-            *(Bottleneck(FIRST_CHANNELS, STEM_CHANNELS) for _ in range(BLOCKS - 1)),
+            torchvision_models().resnet.Bottleneck(STEM_CHANNELS, STEM_CHANNELS, downsample=widen),
+            *(
+                torchvision_models().resnet.Bottleneck(FIRST_CHANNELS, STEM_CHANNELS)
+                for _ in range(BLOCKS - 1)
+            ),
         )
         self.transition1 = nn.ModuleList(
             [

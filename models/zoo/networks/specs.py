@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec import Method
 from models.zoo.networks.convnets import MobileNetV2, ResNet, ShuffleNetV2
@@ -122,6 +121,8 @@ def count_macs(network: nn.Module, size: tuple[int, int] = (192, 256)) -> int:
 
     network: on the meta device, where nothing is computed; and the counter knows no fused attention of the CPU.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # with Triton, which serving does without
+
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.eval()(torch.empty(1, 3, size[1], size[0], device="meta"))
     return int(counter.get_total_flops()) // 2
