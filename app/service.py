@@ -13,7 +13,7 @@ import torch
 
 from app import __version__
 from app.admission import Admission
-from app.batching import BatchQueue, Observer, Stage, StageDied
+from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
 from app.errors import ApiError
 from app.metrics import Metrics
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 UP_TO_16, UP_TO_64 = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32, 64)
 BUCKETS = {
-    "cpu": {"detect": (1, 2, 4), "score": UP_TO_16, "small": UP_TO_16, "large": (1, 2, 4, 8)},
+    "cpu": {"detect": (1, 2), "score": UP_TO_16, "small": UP_TO_16, "large": (1, 2, 4, 8)},
     "cuda": {"detect": (1, 2, 4, 8), "score": UP_TO_64, "small": UP_TO_64, "large": UP_TO_64},
 }
 """Batch sizes of each stage, all warmed before the service is ready. Those that save nothing cost memory all the same:
@@ -106,7 +106,10 @@ class Service:
 
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""
-        pair = await asyncio.to_thread(load_pair, self.manifest, self.device, self.dtype, self.runtime)
+        threads = detectors(self.device)
+        pair = await asyncio.to_thread(
+            load_pair, self.manifest, self.device, self.dtype, self.runtime, threads
+        )
         if self.status == "loading":
             self.status = "warming"
         stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)
@@ -159,14 +162,14 @@ class Service:
 
 
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> list[Stage]:
-    """The four threads and their five queues."""
+    """The four stages and their five queues."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
     turns = Turns(runs_at_once(pair.device), max_passed_over_s)
 
-    def stage(name: str, run: Callable[[list[Any]], Any], *serves: str) -> Stage:
+    def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
         return Stage(
             name,
-            own_stream(run, pair.device),
+            [own_stream(run, pair.device) for run in runs],
             [queues[queue] for queue in serves],
             buckets=BUCKETS[pair.device.type][name],
             observer=observer,
@@ -175,16 +178,22 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
         )
 
     return [
-        stage("detect", detect_stage(pair), "detect"),
-        stage("score", score_stage(pair), "score"),
-        stage("small", estimate_stage(pair.small), "easy", "extremely_hard"),
-        stage("large", estimate_stage(pair.large), "hard"),
+        stage("detect", [detect_stage(each) for each in (pair.detector, *pair.more_detectors)], "detect"),
+        stage("score", [score_stage(pair)], "score"),
+        stage("small", [estimate_stage(pair.small)], "easy", "extremely_hard"),
+        stage("large", [estimate_stage(pair.large)], "hard"),
     ]
 
 
 def runs_at_once(device: torch.device) -> float:
     """How many networks may run at once: on a CPU as many as there are cores for their threads."""
     return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if device.type == "cpu" else math.inf
+
+
+def detectors(device: torch.device) -> int:
+    """How many threads detect. On a CPU finding people takes about half of all work, which one thread, a core, cannot
+    do for two; and while both detect, people gather into larger batches for the nets."""
+    return 2 if device.type == "cpu" and runs_at_once(device) > 1 else 1
 
 
 def warm(pair: Pair, stages: Sequence[Stage]) -> None:

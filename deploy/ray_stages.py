@@ -218,7 +218,7 @@ class RemoteStage(Stage):
 
     def __init__(self, name: str, handle: DeploymentHandle, pictures: "Pictures", observer: Observer) -> None:
         queues = [RemoteQueue(queue, self) for queue in STAGES[name]]
-        super().__init__(name, lambda _: [], queues, buckets=(1,), observer=observer)
+        super().__init__(name, [lambda _: []], queues, buckets=(1,), observer=observer)
         self._handle = handle
         self._pictures = pictures
 

@@ -48,6 +48,8 @@ class Pair:
     router: DifficultyScorer | PoseScorer
     small: PoseEstimator
     large: PoseEstimator
+    more_detectors: tuple[Detector, ...] = ()
+    """The detector once more, for threads of their own."""
 
 
 def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
@@ -176,19 +178,28 @@ def _config_of(weights: dict[str, Tensor]) -> RouterConfig:
 
 
 def load_pair(
-    pair: str | Manifest, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
+    pair: str | Manifest,
+    device: torch.device,
+    dtype: torch.dtype,
+    runtime: Runtime = "auto",
+    detectors: int = 1,
 ) -> Pair:
-    """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. Raises PairError."""
+    """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many threads
+    will detect. Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
+    detector, *more_detectors = (
+        load_detector(folder, manifest.detector, device, dtype, runtime) for _ in range(detectors)
+    )
     return Pair(
         manifest=manifest,
         device=device,
         calibration=manifest.folder / manifest.calibration,
-        detector=load_detector(folder, manifest.detector, device, dtype, runtime),
+        detector=detector,
         router=load_router(folder, manifest.router, device, dtype, runtime),
         small=load_estimator(folder, manifest.small, device, dtype, runtime),
         large=load_estimator(folder, manifest.large, device, dtype, runtime),
+        more_detectors=tuple(more_detectors),
     )
 
 

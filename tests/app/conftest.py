@@ -43,6 +43,7 @@ class FakePair:
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
         self.device = torch.device("cpu")
+        self.more_detectors = ()
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
         self.nan_at = -1.0
         self.peaks = [0.8] * 17

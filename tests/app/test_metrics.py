@@ -20,7 +20,7 @@ def new_metrics(device: str = "cpu") -> Metrics:
 def bound(metrics: Metrics, **split) -> tuple[Stage, SplitPolicy]:
     """Give `metrics` a stage that never starts and a policy in mode `fixed`."""
     queues = [BatchQueue("easy"), BatchQueue("extremely_hard")]
-    stage = Stage("small", list, queues, buckets=(1,), observer=metrics)
+    stage = Stage("small", [list], queues, buckets=(1,), observer=metrics)
     scores = [index / 1000 for index in range(1001)]
     policy = SplitPolicy(scores, **{"p": 0.5, "theta": 0.1, "mode": "fixed", "policy": "band"} | split)
     metrics.bind(lambda: policy, [stage])
