@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 access_log=False,

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of records and logs")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"))
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds of load before it, not counted")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds of load before it, not counted")
 
 
 def end_with_sigterm() -> None:
@@ -212,7 +212,11 @@ class Bench:
         async def measure() -> Record:
             if isinstance(running, Loops):
                 return await cells.loops(
-                    running, self.others(name), p=0.5 if p is None else p, seconds=options.seconds
+                    running,
+                    self.others(name),
+                    p=0.5 if p is None else p,
+                    seconds=options.seconds,
+                    seed=turn or 0,
                 )
             assert isinstance(running, Server)
             if running.contender.turns and p is not None:
@@ -220,7 +224,7 @@ class Bench:
             return await cells.closed(
                 running,
                 self.others(name),
-                shuffled_forever(self.posts, 0),
+                shuffled_forever(self.posts, turn or 0),
                 clients=clients,
                 warm_up=options.warm_up,
                 seconds=options.seconds,

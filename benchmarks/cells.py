@@ -71,11 +71,11 @@ async def opened(
     return await _measure(server, others, load, warm_up, seconds)
 
 
-async def loops(running: Loops, others: Sequence[Running], *, p: float, seconds: float) -> Record:
+async def loops(running: Loops, others: Sequence[Running], *, p: float, seconds: float, seed: int) -> Record:
     """A contender without a server, all of whose processes run for so long."""
     look([running, *others])
     before, idle = running.usage(), total(others)
-    answers = await running.ask(seconds=seconds, p=p)
+    answers = await running.ask(seconds=seconds, p=p, seed=seed)
     wall = max(answer["seconds"] for answer in answers)
     after, idle_after = running.usage(), total(others)
     ms = [each for answer in answers for each in answer["ms"]]

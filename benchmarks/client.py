@@ -76,7 +76,8 @@ class Client:
             except BaseException as error:
                 writer.close()
                 # The server may have closed a connection that was idle: that is no failure of this request.
-                if used and isinstance(error, OSError | asyncio.IncompleteReadError):
+                closed = isinstance(error, ConnectionError | asyncio.IncompleteReadError)
+                if used and closed:
                     continue
                 raise
             if keep:

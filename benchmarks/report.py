@@ -12,13 +12,13 @@ from benchmarks.verdicts import Verdict, ratio, verdicts
 
 NOTES = """## How to read this
 
-- The bound has both cores for its networks; a server shares them with the load generator and with HTTP.
+- The bound has all cores for its networks; a server shares them with the load generator and with HTTP.
 - A server's figures count what was answered within its seconds, after a warm-up; a p99 of a few hundred answers is
   about their second or third worst.
 - LitServe polls when idle and is held (SIGSTOP) while others are measured. Ray cannot be held; what it takes when idle
   stands above, and only the service's rounds beside it bear that.
-- LitServe and Ray Serve could be composed in other ways; these are the ones their documentation suggests, with as many
-  threads as there are cores.
+- LitServe and Ray Serve could be composed in other ways: here LitServe has as many one-thread workers as there are
+  cores, Ray Serve one thread for each of the four networks, and both wait up to 10 ms for company in a batch.
 - YOLOv8n-pose costs the same for every number of people in a picture: its people/s are those of these pictures."""
 
 Cell = str | float | int | None

@@ -79,15 +79,15 @@ def _alone(rows: Sequence[Record]) -> Iterator[Verdict]:
 
 
 def _latency(rows: Sequence[Record]) -> Iterator[Verdict]:
-    alone = select(rows, experiment="grid", contender="service", p=0.5, clients=1)
-    for row in alone[-1:]:
-        if row["over_stages_ms"] is not None:
-            over = row["over_stages_ms"]
-            yield Verdict(
-                "one client: at most 2 ms above the sum of the stages' own run times (p50)",
-                f"{over:.2f} ms",
-                over <= 2,
-            )
+    for p in (0.0, 1.0):  # between them both nets run at once, and the sum of their times is no wall time
+        for row in select(rows, experiment="grid", contender="service", p=p, clients=1)[-1:]:
+            if row["over_stages_ms"] is not None:
+                over = row["over_stages_ms"]
+                yield Verdict(
+                    f"one client at p = {p:g}: at most 2 ms above the sum of the stages' own run times (p50)",
+                    f"{over:.2f} ms",
+                    over <= 2,
+                )
     naive = {
         row["clients"]: row["p95_ms"]
         for row in select(rows, experiment="grid", contender="naive")

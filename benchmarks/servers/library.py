@@ -2,8 +2,8 @@
 
     python -m benchmarks.servers.library bound DATA
 
-Each line of input is a JSON object, answered by one line: {"seconds", "p"} runs for so long, {"pose": number} answers
-one picture, {"given": rounds} and {"batches": true} say what the networks cost alone and at which batches.
+Each line of input is a JSON object, answered by one line: {"seconds", "p", "seed"} runs for so long, {"pose": number}
+answers one picture, {"given": rounds} and {"batches": true} say what the networks cost alone and at which batches.
 
 `bound`: the service's networks back to back, each at the batch that was found best at start, with nothing between them
 but decoding; one such process for each core is the speed that no service with these networks can pass.
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.loops import shuffled_forever
 from benchmarks.peers import peer_detector, peer_pose_net
 from benchmarks.pictures import Post, ordered, read_posts
 from benchmarks.servers import RTMLIB_DETECTOR, RTMLIB_POSE, YOLO
@@ -203,9 +204,12 @@ def run(loop: Any, posts: Iterator[Post], seconds: float, p: float) -> dict[str,
     return {"images": images, "people": people, "seconds": now - begin, "ms": ms}
 
 
-def respond(loop: Any, posts: Sequence[Post], forever: Iterator[Post], asked: dict[str, Any]) -> Any:
+def respond(
+    loop: Any, posts: Sequence[Post], share: Callable[[int], Iterator[Post]], asked: dict[str, Any]
+) -> Any:
+    """share: this process's pictures, in the order of a seed."""
     if "seconds" in asked:
-        return run(loop, forever, asked["seconds"], asked["p"])
+        return run(loop, share(asked["seed"]), asked["seconds"], asked["p"])
     if "given" in asked:
         costs = given(loop.pair, posts[:100], loop.stages.batches["large"], asked["given"])
         return {"people": costs.people, "ms": costs.ms}
@@ -230,12 +234,15 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     posts = ordered(read_posts(options.data, options.split))
-    forever = itertools.islice(itertools.cycle(posts), options.first, None, options.every)
+
+    def share(seed: int) -> Iterator[Post]:
+        return itertools.islice(shuffled_forever(posts, seed), options.first, None, options.every)
+
     loop = LOOPS[options.name](options, posts)
-    run(loop, forever, 1.0, 0.5)
+    run(loop, share(0), 1.0, 0.5)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
-        print(json.dumps(respond(loop, posts, forever, json.loads(line))), file=answers)
+        print(json.dumps(respond(loop, posts, share, json.loads(line))), file=answers)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from models.zoo import read_manifest
 
 P = 0.5
 BATCH = 8
+WAIT_S = 0.01
 # Six processes share the cores, as the service's threads do.
 SMALL_SHARE: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 1000}
 
@@ -48,7 +49,7 @@ class Network:
         self.network = getattr(open_pair(pair), role)
         self.role = role
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=WAIT_S)  # type: ignore[untyped-decorator]
     async def __call__(self, pictures: list[np.ndarray], boxes: list[np.ndarray | None]) -> list[Any]:
         """A picture (H, W, 3) and, but for the detector, a box (5,) x, y, w, h, score."""
         tensors = [torch.from_numpy(picture) for picture in pictures]

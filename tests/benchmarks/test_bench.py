@@ -241,7 +241,7 @@ def test_a_restless_contender_is_held_but_for_its_own_turn(tmp_path: Path) -> No
         for process in loops.processes:
             await stopped(process)
         with loops.awake():
-            assert len(await loops.ask(seconds=1, p=0.5)) == 2
+            assert len(await loops.ask(seconds=1, p=0.5, seed=0)) == 2
         await stopped(loops.processes[0])
         await loops.stop()
         assert not any(process.alive for process in loops.processes)
