@@ -1,4 +1,4 @@
-"""Queues between requests and networks: `BatchQueue` holds items, `Stage` is the thread that runs them in batches.
+"""Queues between requests and networks: `BatchQueue` holds items, a `Stage` is the threads that run them in batches.
 
 Requests live on the event loop, networks in threads; futures are the only bridge. A stage is given a function
 `list[item] -> list[result]` that knows nothing of queues, and a queue knows nothing of poses.
@@ -36,7 +36,7 @@ class StageFailed(Exception):
 
 
 class StageDied(Exception):
-    """The thread that owns the networks is gone, or has been stuck for too long."""
+    """A thread of the stage is gone, or has been stuck for too long."""
 
 
 class Overloaded(Exception):
@@ -248,7 +248,7 @@ class Stage:
         """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
-        self._turns = turns or Turns(math.inf, max_passed_over_s)
+        self._turns = turns or Turns(math.inf, math.inf)
         self._draining = False
         self._wake = threading.Condition()
         for queue in self.queues:
@@ -269,8 +269,14 @@ class Stage:
         """
         alone = CostLine()
         for worker in self._workers:
-            for size in self._buckets:
-                worker.run([item] * size)
+            for size in list(self._buckets):
+                try:
+                    worker.run([item] * size)
+                except Exception as error:
+                    if size == self._buckets[0] or not _out_of_memory(error):
+                        raise
+                    self._buckets = [smaller for smaller in self._buckets if smaller < size]
+                    break
                 started, begun = time.monotonic(), clock()
                 worker.run([item] * size)
                 self.cost.add(size, time.monotonic() - started)
@@ -294,6 +300,10 @@ class Stage:
     def join(self, timeout_s: float) -> None:
         for worker in self._workers:
             worker.thread.join(timeout_s)
+
+    @property
+    def threads(self) -> int:
+        return len(self._workers)
 
     @property
     def alive(self) -> bool:
@@ -355,9 +365,9 @@ class Stage:
                 if not entry.future.done():  # else whoever waited for it has given up
                     entries.append(entry)
             worker.held = entries
+        self._deliver([(entry, DeadlineExceeded()) for entry in expired])
         for entry in entries:
             self._observer.waited(entry.queue.name, now - entry.since)
-        self._deliver([(entry, DeadlineExceeded()) for entry in expired])
         return entries
 
     def _size(self, now: float) -> int:
@@ -423,6 +433,8 @@ class Stage:
         self._observer.failed(self.name)
         # The traceback keeps every tensor of the failed run alive, and the next attempt needs their memory.
         traceback.clear_frames(error.__traceback__)
+        if _device_lost(error):
+            raise error  # the stage dies, so that the service says it is unhealthy and is started anew
 
     def _deliver(self, outcomes: Sequence[tuple[_Entry, Any]]) -> None:
         """Complete futures, all of a batch in one call to the event loop."""
@@ -438,6 +450,11 @@ class Stage:
 
         if outcomes and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(complete)
+
+
+def _device_lost(error: Exception) -> bool:
+    """After an illegal access every further call of the process to the device fails."""
+    return type(error).__name__ == "AcceleratorError" and "out of memory" not in str(error)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -21,7 +21,9 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 WHITE = (255, 255, 255, 255)
-JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # others are picture data
+# Of the others FF 01 has no length and FF 02 to FF BF are passed over: whoever took them for segments could be made to
+# pass over scans.
+JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 SCAN, END = b"\xda", b"\xd9"
 MAX_SCANS, MAX_SEGMENTS = 100, 1000
 """Of a JPEG. A progressive one has some ten scans; a few bytes are enough for one more pass over the whole picture."""

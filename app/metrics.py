@@ -57,7 +57,7 @@ class Metrics:
         scores = [step / 50 for step in range(1, 51)]
         self._difficulty = histogram("difficulty", "The router's scores", scores)
         self._stage_duration = histogram("stage_duration_seconds", "Run time of a batch", SECONDS, "stage")
-        self._batch_size = histogram("batch_size", "Items in a batch", (1, 2, 4, 8, 16, 32), "stage")
+        self._batch_size = histogram("batch_size", "Items in a batch", (1, 2, 4, 8, 16, 32, 64), "stage")
         self._wait = histogram("queue_wait_seconds", "Time an item waited to be run", SECONDS, "queue")
         self.in_flight = Gauge("dynpose_in_flight", "Requests being worked on", registry=self.registry)
         self.ready = Gauge("dynpose_ready", "1 when /readyz is 200, else 0", registry=self.registry)
@@ -169,6 +169,8 @@ class _Live:
             for term, seconds in zip(("per_item", "base"), stage.cost.terms, strict=True):
                 cost.add_metric([stage.name, term], seconds if math.isfinite(seconds) else 0.0)
         yield cost
+        threads = {stage.name: stage.threads for stage in self._stages}
+        yield _gauges("stage_threads", "Threads that run batches", "stage", threads)
         limits = {stage.name: stage.limit for stage in self._stages}
         yield _gauges("stage_batch_limit", "Largest batch worth running, by warming", "stage", limits)
 

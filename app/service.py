@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
 from app.turns import Turns
-from models.runtime import own_stream, resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
+from models.runtime import cores, own_stream, resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
 from models.skeleton import COCO
 from models.zoo import Pair, PairError, load_pair, read_manifest
 
@@ -42,6 +41,9 @@ ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360
 its input when it first sees it."""
 
 WATCH_INTERVAL_S = 0.5
+
+MAX_TURN_S = 0.2
+"""How long a stage on a CPU waits for a core behind stages with more work."""
 
 
 class Service:
@@ -75,7 +77,7 @@ class Service:
             runtime=f"{self.runtime}-{str(self.dtype).removeprefix('torch.')}",
         )
         self.admission = Admission(settings.max_pending_pictures, settings.max_pending_bytes)
-        self.workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="worker")
+        self.workers = ThreadPoolExecutor(cores(), thread_name_prefix="worker")
         self.status: Literal["loading", "warming", "ready", "draining"] = "loading"
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -88,16 +90,16 @@ class Service:
         try:
             started = time.monotonic()
             stages = await self.open_stages()
+            queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})
+            self.metrics.bind(lambda: self.config.policy, stages)
+            for stage in stages:
+                stage.start()
         except Exception as error:  # whatever it is: a process that stays at "loading" would help nobody
             if not isinstance(error, PairError):
                 log.exception("the networks cannot be loaded")
             self.failure = str(error) or type(error).__name__
             self.on_failure()
             return
-        queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})
-        self.metrics.bind(lambda: self.config.policy, stages)
-        for stage in stages:
-            stage.start()
         self.stages = stages
         self.pipeline = Pipeline(queues, self.config.policy, self.metrics)
         if self.status == "warming":
@@ -106,9 +108,9 @@ class Service:
 
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""
-        threads = detectors(self.device)
+        number = detectors(self.device)
         pair = await asyncio.to_thread(
-            load_pair, self.manifest, self.device, self.dtype, self.runtime, threads
+            load_pair, self.manifest, self.device, self.dtype, self.runtime, number
         )
         if self.status == "loading":
             self.status = "warming"
@@ -164,7 +166,7 @@ class Service:
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> list[Stage]:
     """The four stages and their five queues."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
-    turns = Turns(runs_at_once(pair.device), max_passed_over_s)
+    turns = Turns(runs_at_once(pair.device), MAX_TURN_S)
 
     def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
         return Stage(
@@ -187,7 +189,7 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
 
 def runs_at_once(device: torch.device) -> float:
     """How many networks may run at once: on a CPU as many as there are cores for their threads."""
-    return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if device.type == "cpu" else math.inf
+    return max(1, cores() // torch.get_num_threads()) if device.type == "cpu" else math.inf
 
 
 def detectors(device: torch.device) -> int:

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         "auto", description="what runs the networks: auto, eager (PyTorch), openvino (CPU), cudagraphs (CUDA)"
     )
     threads: Annotated[int, Field(ge=0)] = Field(
-        0, description="CPU threads of each stage; 0: a quarter of the cores"
+        0, description="CPU threads of each network that runs; 0: a quarter of the cores"
     )
     pair: str = Field(
         "embedded", description="`embedded`, a fetched pair's name, or a folder with pair.json and weights"

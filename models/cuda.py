@@ -20,6 +20,7 @@ MAX_BATCH = 64
 """Larger batches run without a recording."""
 
 _recording = threading.Lock()
+_wanted = False  # until a network is to be recorded
 
 
 class Recording(NamedTuple):
@@ -31,8 +32,8 @@ class Recording(NamedTuple):
 class Recorded:
     """A function of one tensor (N, ...) to one or more (N, ...) as CUDA graphs, for one thread at a time.
 
-    Batches are filled up to a power of two. All recordings share their memory, as only one of them runs at a time and
-    results are copied out. What cannot be recorded runs as it is, and the log says so.
+    Batches are filled up to a power of two. What lies between input and output shares its memory with other recordings,
+    as only one of them runs at a time. What cannot be recorded runs as it is, and the log says so.
     """
 
     def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], name: str) -> None:
@@ -57,6 +58,8 @@ class Recorded:
         if key not in self._recordings:
             try:
                 self._recordings[key] = self._record(batch, size)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self._recordable = False
                 reason = " ".join(str(error).split())[:300]
@@ -92,6 +95,8 @@ def compile_network(
     module: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
     """As `models.runtime.compile_network`, for one thread at a time."""
+    global _wanted
+    _wanted = True
     module = module.eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(batch: Tensor) -> tuple[Tensor, ...]:
@@ -106,14 +111,15 @@ Function = TypeVar("Function", bound=Callable[..., tuple[Tensor, ...]])
 
 
 def recorded_on_cuda(run: Function) -> Function:
-    """`run(tensor, *constants)`, many small steps and no choice that depends on a value, as CUDA graphs where the
-    tensor lies on CUDA: launching the steps one by one would take longer than running them. Each stream has its own
-    recordings, so that threads with a stream each (`models.runtime.own_stream`) do not share them."""
+    """`run(tensor, *constants)`, many small steps and no choice that depends on a value, as CUDA graphs where networks
+    run as such and the tensor lies on CUDA: launching the steps one by one would take longer than running them. Each
+    stream has its own recordings, so that threads with a stream each (`models.runtime.own_stream`) do not share them.
+    """
     recordings: dict[tuple[Any, ...], Recorded] = {}
 
     @functools.wraps(run)
     def call(batch: Tensor, *constants: Any) -> tuple[Tensor, ...]:
-        if not batch.is_cuda:
+        if not (_wanted and batch.is_cuda):
             return run(batch, *constants)
         key = (torch.cuda.current_stream(batch.device).cuda_stream, *constants)
         if key not in recordings:

@@ -65,10 +65,15 @@ def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", 
     return runtime
 
 
+def cores() -> int:
+    """That this process may use; a container's quota (`--cpus`) is not among what the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_cpu_threads(threads: int) -> int:
-    """Let every network run on so many threads; 0 is a quarter of the cores, for four stages run side by side. Before
+    """Let every network run on so many threads; 0 is a quarter of the cores, so that four run at once. Before
     the first network is compiled. Returns the number."""
-    threads = threads or max(1, (os.cpu_count() or 1) // 4)
+    threads = threads or max(1, cores() // 4)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     return threads

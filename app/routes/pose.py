@@ -97,12 +97,12 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         request.state.facts["pictures"] = len(uploads)
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
-        headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
-        good = [header for header in headers if isinstance(header, Header)]
-        if not good:
-            raise next(header for header in headers if isinstance(header, ApiError))
-        hold(room, service, len(good), sum(header.decoded_bytes for header in good))
         async with in_time_and_wanted(request, work.ticket, service):
+            headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
+            good = [header for header in headers if isinstance(header, Header)]
+            if not good:
+                raise next(header for header in headers if isinstance(header, ApiError))
+            hold(room, service, len(good), sum(header.decoded_bytes for header in good))
             pictures = zip(uploads, headers, strict=True)
             outcomes = await asyncio.gather(*(one_picture(service, pipeline, work, *one) for one in pictures))
             request.state.facts["people"] = people_by_route(outcomes)

@@ -616,3 +616,31 @@ async def test_when_one_of_two_threads_dies_the_stage_has_died_and_everybody_is_
     assert not twins.stage.alive
     assert await outcome(twins.queue.submit(3, new_ticket())) is StageDied
     twins.let_go[1].set()
+
+
+class AcceleratorError(RuntimeError):
+    """Called as torch's, which is raised once and for all when the device is lost."""
+
+
+@on_loop
+async def test_a_lost_device_ends_the_stage_so_that_the_service_is_started_anew():
+    def fail(_items):
+        raise AcceleratorError("an illegal memory access was encountered")
+
+    worker = Worker(fail=fail)
+    assert await outcome(worker.submit(1)) is StageDied
+    assert not worker.stage.alive
+
+
+def test_a_batch_that_does_not_fit_the_device_is_not_among_those_to_choose_from():
+    class OutOfMemoryError(RuntimeError):
+        """Called as torch's."""
+
+    def run(items):
+        if len(items) > 2:
+            raise OutOfMemoryError
+        return items
+
+    stage = Stage("work", [run], [BatchQueue("items")], buckets=(1, 2, 4, 8), observer=Observed())
+    stage.warm("a", clock=lambda: 0.0)
+    assert stage.limit <= 2

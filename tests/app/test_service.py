@@ -186,7 +186,7 @@ def test_every_batch_size_and_usual_picture_is_warmed():
     [(2, 1, "cpu", 2), (8, 2, "cpu", 4), (2, 2, "cpu", 1), (1, 4, "cpu", 1), (2, 1, "cuda", math.inf)],
 )
 def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, threads, device, runs, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("app.service.cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     assert runs_at_once(torch.device(device)) == runs
 

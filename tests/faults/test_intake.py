@@ -70,6 +70,15 @@ def test_a_jpeg_may_have_many_scans_but_not_thousands():
     assert (refused.value.status, refused.value.code) == (422, "invalid_image")
 
 
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\x02", b"\xff\xbf"])
+def test_scans_cannot_hide_behind_a_marker_without_length(marker: bytes):
+    """Whoever reads a length after it passes over 65,498 bytes."""
+    data = jpeg_of_scans(5_000)
+    first = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    with pytest.raises(ApiError):
+        read_header(data[:first] + marker + data[first:], 10_000)
+
+
 def test_a_jpeg_of_thousands_of_segments_is_invalid():
     with pytest.raises(ApiError) as refused:
         read_header(b"\xff\xd8" + b"\xff\xe1\x00\x02" * 5_000 + jpeg_of_scans(0)[2:], 10_000)
