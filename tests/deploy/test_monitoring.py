@@ -33,7 +33,7 @@ def queries(source: str) -> list[str]:
             return [*targets, *(query["query"] for query in variables if isinstance(query, dict))]
         case _:
             triggers = documents("kubernetes", "scaledobject.yaml")[0]["spec"]["triggers"]
-            return [trigger["metadata"]["query"] for trigger in triggers]
+            return [query for trigger in triggers if (query := trigger["metadata"].get("query"))]
 
 
 def selectors(query: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:

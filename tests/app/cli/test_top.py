@@ -34,7 +34,7 @@ def registry() -> Metrics:
     """Of a service whose stages have their real names and do not run."""
     metrics = Metrics(version="1", pair="fake", device="cpu", runtime="eager")
     stages = [
-        Stage(name, list, [BatchQueue(queue) for queue in queues], buckets=(1,), observer=metrics)
+        Stage(name, [list], [BatchQueue(queue) for queue in queues], buckets=(1,), observer=metrics)
         for name, queues in STAGES.items()
     ]
     policy = SplitPolicy([i / 100 for i in range(101)], p=0.5, theta=0.1, mode="fixed", policy="band")
