@@ -57,7 +57,7 @@ class Contender:
                 return f"needs the package {package}"
         for path in library_files(self.name, setup.peers, setup.initial):
             if not path.is_file():
-                return f"needs {path.name} in {path.parent}"
+                return f"needs {path.name}"
         return None
 
 
