@@ -22,6 +22,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[list[Any]], Sequence[Any]]
 
+TURN = 8
+"""Items of one request that go in a row. Turns after every single item would let all requests finish late together:
+with 32 clients a quarter of the p95 latency was lost to that."""
+
 
 class DeadlineExceeded(Exception):
     """The item was not run because its request's deadline had passed."""
@@ -100,15 +104,22 @@ class _Entry:
         self.since = time.monotonic()
 
 
+class _Lane(deque[_Entry]):
+    """What waits for one request. taken: how many items of it had their turn."""
+
+    taken = 0
+
+
 class BatchQueue(Generic[Item, Result]):
-    """Items that wait for a stage, in one lane per request: lanes take turns, so that a request of a hundred people
-    does not hold up a request of one. Unbounded by itself; `Admission` bounds what can get here."""
+    """Items that wait for a stage, in one lane per request: first come, first served, but that lanes take turns after
+    every few items (`TURN`), so that a request of a hundred people does not hold up a request of one. Unbounded by
+    itself; `Admission` bounds what can get here."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.wake = threading.Condition()  # replaced by the stage's own, which guards all its queues
         self.closed: BaseException | None = None
-        self._lanes: OrderedDict[Ticket, deque[_Entry]] = OrderedDict()
+        self._lanes: OrderedDict[Ticket, _Lane] = OrderedDict()
         self._depth = 0
 
     @property
@@ -126,7 +137,7 @@ class BatchQueue(Generic[Item, Result]):
             elif ticket.cancelled:
                 entry.future.set_exception(ClientGone())
             else:
-                self._lanes.setdefault(ticket, deque()).append(entry)
+                self._lanes.setdefault(ticket, _Lane()).append(entry)
                 self._depth += 1
                 ticket._queues.add(self)
                 self.wake.notify()
@@ -135,7 +146,7 @@ class BatchQueue(Generic[Item, Result]):
     def discard(self, ticket: Ticket) -> None:
         """Drop what waits here for `ticket`. On the event loop."""
         with self.wake:
-            lane = self._lanes.pop(ticket, deque())
+            lane = self._lanes.pop(ticket, _Lane())
             self._depth -= len(lane)
         for entry in lane:
             if not entry.future.done():
@@ -158,10 +169,13 @@ class BatchQueue(Generic[Item, Result]):
 
     def take(self) -> _Entry:
         """The next item: one of the lane whose turn it is. Under the lock."""
-        ticket, lane = self._lanes.popitem(last=False)
+        ticket, lane = next(iter(self._lanes.items()))
         entry = lane.popleft()
-        if lane:
-            self._lanes[ticket] = lane
+        lane.taken += 1
+        if not lane:
+            del self._lanes[ticket]
+        elif lane.taken % TURN == 0:
+            self._lanes.move_to_end(ticket)
         self._depth -= 1
         return entry
 

@@ -294,8 +294,22 @@ async def test_rule_8_a_request_of_many_people_does_not_hold_up_a_request_of_one
     alone = worker.submit(1000, single)
     worker.gate.set()
     assert await outcome(alone) == 10000
-    assert worker.batches[0] == [1, 1000, 2, 3]
+    assert [item for batch in worker.batches for item in batch][:9] == [*range(1, 9), 1000]
     assert [await outcome(future) for future in futures] == [item * 10 for item in range(1, 101)]
+    worker.end()
+
+
+@on_loop
+async def test_rule_8_small_requests_are_served_in_the_order_of_their_coming():
+    worker = Worker(buckets=(1, 2))
+    held = await worker.hold()
+    tickets = [new_ticket() for _ in range(3)]
+    futures = [
+        worker.submit(10 * number + item, ticket) for item in (1, 2) for number, ticket in enumerate(tickets)
+    ]
+    worker.gate.set()
+    await asyncio.gather(held, *futures)
+    assert worker.batches == [[1, 2], [11, 12], [21, 22]]
     worker.end()
 
 
