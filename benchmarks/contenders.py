@@ -191,12 +191,12 @@ class Server(Running):
 
 
 class Loops(Running):
-    """Processes of `benchmarks.servers.library`, which share the pictures out among themselves."""
+    """Processes of `benchmarks.servers.in_process`, which share the pictures out among themselves."""
 
     def __init__(self, contender: Contender, setup: Setup) -> None:
         count = contender.processes
         command = [
-            sys.executable, "-m", "benchmarks.servers.library", contender.name, str(setup.data),
+            sys.executable, "-m", "benchmarks.servers.in_process", contender.name, str(setup.data),
             "--split", setup.split, "--pair", setup.pair,
             "--peers", str(setup.peers), "--initial", str(setup.initial),
         ]  # fmt: skip

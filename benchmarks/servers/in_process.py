@@ -1,6 +1,6 @@
 """Loops without a server: a library called on one picture after the other, for as long as a line of input says.
 
-    python -m benchmarks.servers.library bound DATA
+    python -m benchmarks.servers.in_process bound DATA
 
 Each line of input is a JSON object, answered by one line: {"seconds", "p", "seed"} runs for so long, {"pose": number}
 answers one picture, {"given": rounds} and {"batches": true} say what the networks cost alone and at which batches.
