@@ -232,11 +232,20 @@ def _one_sided(window: Scores, wanted: int) -> tuple[float, float]:
 
 
 def _band(window: Scores, k1: float, k2: float, easy: int, wanted: int) -> Split:
-    """Eq. 8's k2 or, where scores equal to it are many, the next one above."""
+    """Eq. 8's k2 or, where scores as good as equal make it far too low, the score that leaves `wanted` between, or the
+    next one above that."""
     n = len(window)
-    after = int(np.searchsorted(window, k2, side="right"))
-    candidates = [k2, float(window[after]) if after < n else math.inf]
-    hard = [int(np.searchsorted(window, candidate, side="left")) - easy for candidate in candidates]
+
+    def hard(threshold: float) -> int:
+        return max(0, int(np.searchsorted(window, threshold, side="left")) - easy)
+
     # Eq. 8 itself may be one short of `wanted` (see `thresholds`); that is no reason to leave it.
-    best = 0 if wanted - hard[0] <= 1 else min((0, 1), key=lambda i: (abs(hard[i] - wanted), i))
-    return Split(k1, candidates[best], False, max(0, hard[best]) / n)
+    if wanted - hard(k2) > 1:
+        exact = _at(window, easy + wanted)
+        above = _at(window, int(np.searchsorted(window, exact, side="right")))
+        k2 = min(exact, above, key=lambda threshold: abs(hard(threshold) - wanted))
+    return Split(k1, k2, False, hard(k2) / n)
+
+
+def _at(window: Scores, index: int) -> float:
+    return float(window[index]) if index < len(window) else math.inf

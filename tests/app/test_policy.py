@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.policy import PEOPLE_PER_REVISION, Route, SplitPolicy, split_for
@@ -163,6 +163,7 @@ def test_drift_tells_other_pictures_from_those_of_the_calibration():
     st.floats(0, 1),
     st.sampled_from(["band", "top"]),
 )
+@example([0, 1e-257, 1e-95, 0.5, 1], 0.5, 0.25, "band")
 def test_the_reported_share_is_what_the_thresholds_do(scores, p, theta, rule):
     window = np.sort(np.array(scores))
     split = split_for(window, p, theta, rule)

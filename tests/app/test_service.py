@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import hashlib
 import json
 import math
@@ -136,6 +137,12 @@ def test_metrics_tell_readiness_as_readyz_does(serve):
     for status, told in (("warming", 0), ("ready", 1), ("draining", 0)):
         client.service.status = status
         assert f"dynpose_ready {told}.0" in client.get("/metrics").text.splitlines()
+
+
+def test_the_garbage_collector_leaves_alone_what_was_loaded(serve):
+    gc.unfreeze()
+    serve()
+    assert gc.get_freeze_count() > 0
 
 
 def test_people_of_many_requests_share_batches(serve):
