@@ -30,8 +30,8 @@ help: ## List what can be made.
 serve: install ## Serve on port 8000, or PORT=...
 	exec $(RUN) -m app
 
-test: install-dev ## Run the tests.
-	$(RUN) -m pytest
+test: install-dev ## Run the tests, in two processes.
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: install-dev ## Check style and types.
 	$(RUN) -m ruff check .
