@@ -94,10 +94,8 @@ def _compile(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         for size in pieces(len(inputs)) if fixed else [len(inputs)]:
             piece = inputs[begin : begin + size]
             # Outputs are copied: the request's own are overwritten by its next run.
-            output = request(size if fixed else 0).infer({0: piece}, share_inputs=True, share_outputs=False)[
-                0
-            ]
-            outputs.append(torch.from_numpy(output))
+            found = request(size if fixed else 0).infer({0: piece}, share_inputs=True, share_outputs=False)
+            outputs.append(torch.from_numpy(found[0]))
             begin += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -131,11 +129,8 @@ def _convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
         layouts.input().model().set_layout(openvino.Layout("NCHW"))
         model = layouts.build()
         # Another batch and size than those of the conversion, of which nothing may have become a constant.
-        probe = (
-            torch.rand(sum(PIECES), 3, height, width)
-            if size
-            else torch.rand(1, 3, height * 3 // 2, width * 2)
-        )
+        shape = (sum(PIECES), 3, height, width) if size else (1, 3, height * 3 // 2, width * 2)
+        probe = torch.rand(shape)
         if _agrees(model, module, probe):
             return model
         reason = "it would give something else"
