@@ -193,7 +193,7 @@ class Mix:
 
     async def every_shape(self) -> None:
         """Pictures of every shape that the detector's input can have, each for both of its threads: it keeps 2 MB for
-        each, and the rare ones would come one by one for an hour."""
+        each, and the rare ones would come late."""
         for short in range(32, 513, 32):
             for size in ((512, short), (short, 512)):
                 ask = "POST", "/pose", photo(*size), "image/jpeg", 200
