@@ -1,7 +1,7 @@
-"""Queues between requests and networks: `BatchQueue` holds items, a `Stage` is the threads that run them in batches.
+"""Queues between requests and networks: `BatchQueue` holds items, a `Stage` runs them in batches.
 
-Requests live on the event loop, networks in threads; futures are the only bridge. A stage is given a function
-`list[item] -> list[result]` that knows nothing of queues, and a queue knows nothing of poses.
+Requests live on the event loop, networks in the threads of a `Crew`; futures are the only bridge. A stage is given a
+function `list[item] -> list[result]` that knows nothing of queues, and a queue knows nothing of poses.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from app.turns import Turns
+from app.crew import Crew
 
 log = logging.getLogger("dynpose.batching")
 
@@ -40,7 +40,7 @@ class StageFailed(Exception):
 
 
 class StageDied(Exception):
-    """A thread of the stage is gone, or has been stuck for too long."""
+    """A network of the stage cannot be used any more, or has been stuck for too long."""
 
 
 class Overloaded(Exception):
@@ -86,7 +86,7 @@ class Ticket:
 
 
 class Observer(Protocol):
-    """Where waits, batches and failures are counted (`app.metrics`). Called from the stages' threads."""
+    """Where waits, batches and failures are counted (`app.metrics`). Called from the crew's threads."""
 
     def waited(self, queue: str, seconds: float) -> None: ...
     def ran(self, stage: str, size: int, seconds: float) -> None: ...
@@ -117,7 +117,7 @@ class BatchQueue(Generic[Item, Result]):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.wake = threading.Condition()  # replaced by the stage's own, which guards all its queues
+        self.wake = threading.Condition()  # replaced by that of the stage's crew
         self.closed: BaseException | None = None
         self._lanes: OrderedDict[Ticket, _Lane] = OrderedDict()
         self._depth = 0
@@ -224,23 +224,23 @@ class CostLine:
         return min((size for size in sizes if slope + base / size <= bound), default=max(sizes))
 
 
-class _Worker:
-    """A thread of a stage, and what it has in hand."""
+class _Network:
+    """One of a stage's networks, and what it has in hand."""
 
-    def __init__(self, run: Work, thread: threading.Thread) -> None:
+    def __init__(self, run: Work) -> None:
         self.run = run
-        self.thread = thread
         self.held: list[_Entry] = []
         self.busy_since: float | None = None
 
 
 class Stage:
-    """The threads that own a stage's networks and serve one or more queues, the first of them first.
+    """Networks that do the same work, and the queues that they serve, the first of them first.
 
-    runs: the stage's work, `list[item] -> list[result]` of equal length, once for each thread. buckets: the batch sizes
-    to choose from; a batch is the largest of them that is there, is worth it (`limit`) and ends before the earliest
-    deadline that the smallest could keep. max_passed_over_s: once an item has waited longer, the queue of the oldest
-    goes first, whichever it is. turns: shared by stages that are not all to run at once.
+    runs: the stage's work, `list[item] -> list[result]` of equal length, once for each network; each runs in one thread
+    at a time, though not always in the same. buckets: the batch sizes to choose from; a batch is the largest of them
+    that is there, is worth it (`limit`) and ends before the earliest deadline that the smallest could keep.
+    max_passed_over_s: once an item has waited longer, the queue of the oldest goes first, whichever it is. crew: the
+    threads, shared by stages that share cores; without it as many as there are networks.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class Stage:
         buckets: Sequence[int],
         observer: Observer,
         max_passed_over_s: float = 0.2,
-        turns: Turns | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.name = name
         self.queues = tuple(queues)
@@ -262,17 +262,14 @@ class Stage:
         """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
-        self._turns = turns or Turns(math.inf, math.inf)
-        self._draining = False
-        self._wake = threading.Condition()
+        self._networks = [_Network(run) for run in runs]
+        self._free = list(self._networks)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.crew = crew or Crew(len(runs), max_passed_over_s)
+        self.crew.add(self)
+        self._wake = self.crew.wake
         for queue in self.queues:
             queue.wake = self._wake
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._workers: list[_Worker] = []
-        for number, run in enumerate(runs):
-            thread = threading.Thread(target=self._work, args=(number,), name=f"stage-{name}", daemon=True)
-            self._workers.append(_Worker(run, thread))
-        self._working = len(self._workers)
 
     def warm(self, item: Any, *others: Any, clock: Callable[[], float] = time.monotonic) -> None:
         """Run every bucket, filled with `item`, so that the first requests do not pay for it, and again to time it; run
@@ -282,53 +279,41 @@ class Stage:
         batch then takes says little of what batching saves.
         """
         alone = CostLine()
-        for worker in self._workers:
+        for network in self._networks:
             for size in list(self._buckets):
                 try:
-                    worker.run([item] * size)
+                    network.run([item] * size)
                 except Exception as error:
                     if size == self._buckets[0] or not _out_of_memory(error):
                         raise
                     self._buckets = [smaller for smaller in self._buckets if smaller < size]
                     break
                 started, begun = time.monotonic(), clock()
-                worker.run([item] * size)
+                network.run([item] * size)
                 self.cost.add(size, time.monotonic() - started)
                 alone.add(size, clock() - begun)
             for other in others:
-                worker.run([other])
+                network.run([other])
         self.limit = alone.useful(self._buckets)
 
     def start(self) -> None:
-        """Start the threads. On the event loop whose futures the queues complete."""
+        """Start the crew, if that has not been done. On the event loop whose futures the queues complete."""
         self._loop = asyncio.get_running_loop()
-        for worker in self._workers:
-            worker.thread.start()
-
-    def drain(self) -> None:
-        """Let the threads end once the queues are empty. Returns at once; see `join`."""
-        with self._wake:
-            self._draining = True
-            self._wake.notify_all()
-
-    def join(self, timeout_s: float) -> None:
-        for worker in self._workers:
-            worker.thread.join(timeout_s)
+        self.crew.start()
 
     @property
-    def threads(self) -> int:
-        return len(self._workers)
+    def networks(self) -> int:
+        return len(self._networks)
 
     @property
     def alive(self) -> bool:
-        threads = all(worker.thread.is_alive() for worker in self._workers)
-        return threads and all(queue.closed is None for queue in self.queues)
+        return self.crew.alive and all(queue.closed is None for queue in self.queues)
 
     @property
     def busy_since(self) -> float | None:
         """When the longest running batch began, in monotonic seconds; None while none runs."""
         return min(
-            (since for worker in self._workers if (since := worker.busy_since) is not None), default=None
+            (since for network in self._networks if (since := network.busy_since) is not None), default=None
         )
 
     def abandon(self, error: BaseException) -> None:
@@ -336,16 +321,46 @@ class Stage:
         with self._wake:
             for queue in self.queues:
                 queue.closed = error
-            entries = [entry for worker in self._workers for entry in worker.held]
+            entries = [entry for network in self._networks for entry in network.held]
             entries += [queue.take() for queue in self.queues for _ in range(queue.depth)]
         self._deliver([(entry, error) for entry in entries])
 
-    def _work(self, number: int) -> None:
-        worker = self._workers[number]
+    # What a crew asks (`app.crew.Member`).
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._free) and any(queue.depth for queue in self.queues)
+
+    @property
+    def oldest(self) -> float:
+        return min(queue.oldest() for queue in self.queues)
+
+    @property
+    def seconds_waiting(self) -> float:
+        """As if all ran in batches of the largest useful size."""
+        return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
+
+    def take(self) -> Callable[[], None]:
+        network = self._free.pop()
+        now = time.monotonic()
+        expired = [entry for queue in self.queues for entry in queue.expire(now)]
+        size = self._size(now)
+        while len(network.held) < size and (queue := self._next_queue(now)) is not None:
+            entry = queue.take()
+            if not entry.future.done():  # else whoever waited for it has given up
+                network.held.append(entry)
+        return lambda: self._serve(network, expired, now)
+
+    def end(self) -> None:
+        self.abandon(StageDied(self.name))
+
+    def _serve(self, network: _Network, expired: list[_Entry], taken: float) -> None:
         try:
-            while self._wait_for_work():
-                with self._turns.take(self._work_waiting):  # then what came meanwhile joins the batch
-                    self._run_batch(worker, self._take_batch(worker))
+            self._deliver([(entry, DeadlineExceeded()) for entry in expired])
+            for entry in network.held:
+                self._observer.waited(entry.queue.name, taken - entry.since)
+            if network.held:
+                self._run_batch(network)
         except BaseException as cause:
             log.exception("stage %s died", self.name)
             error = StageDied(self.name)
@@ -353,36 +368,7 @@ class Stage:
             self.abandon(error)
         else:
             with self._wake:
-                self._working -= 1
-                last = self._working == 0
-            if last:
-                self.abandon(StageDied(self.name))
-
-    def _wait_for_work(self) -> bool:
-        """False once drained."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._draining or any(queue.depth for queue in self.queues))
-            return any(queue.depth for queue in self.queues)
-
-    def _work_waiting(self) -> float:
-        """Seconds, roughly: as if all ran in batches of the largest useful size."""
-        return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
-
-    def _take_batch(self, worker: _Worker) -> list[_Entry]:
-        with self._wake:
-            now = time.monotonic()
-            expired = [entry for queue in self.queues for entry in queue.expire(now)]
-            size = self._size(now)
-            entries: list[_Entry] = []
-            while len(entries) < size and (queue := self._next_queue(now)) is not None:
-                entry = queue.take()
-                if not entry.future.done():  # else whoever waited for it has given up
-                    entries.append(entry)
-            worker.held = entries
-        self._deliver([(entry, DeadlineExceeded()) for entry in expired])
-        for entry in entries:
-            self._observer.waited(entry.queue.name, now - entry.since)
-        return entries
+                self._free.append(network)
 
     def _size(self, now: float) -> int:
         room = min(self.limit, sum(queue.depth for queue in self.queues))
@@ -397,20 +383,19 @@ class Stage:
             return oldest
         return next((queue for queue in self.queues if queue.depth), None)
 
-    def _run_batch(self, worker: _Worker, entries: list[_Entry]) -> None:
-        if not entries:
-            return
-        started = worker.busy_since = time.monotonic()
-        results = self._attempt(worker.run, entries)
+    def _run_batch(self, network: _Network) -> None:
+        entries = network.held
+        started = network.busy_since = time.monotonic()
+        results = self._attempt(network.run, entries)
         ended = time.monotonic()
-        worker.busy_since = None
+        network.busy_since = None
         self._observer.ran(self.name, len(entries), ended - started)
         for ticket in {entry.ticket for entry in entries}:
             queued = min(entry.since for entry in entries if entry.ticket is ticket)
             ticket.runs.append(Run(self.name, queued, started, ended, len(entries)))
         with self._wake:
             self.cost.add(len(entries), ended - started)
-            worker.held = []
+            network.held = []
         self._deliver(list(zip(entries, results, strict=True)))
 
     def _attempt(self, run: Work, entries: list[_Entry]) -> list[Any]:

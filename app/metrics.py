@@ -169,8 +169,8 @@ class _Live:
             for term, seconds in zip(("per_item", "base"), stage.cost.terms, strict=True):
                 cost.add_metric([stage.name, term], seconds if math.isfinite(seconds) else 0.0)
         yield cost
-        threads = {stage.name: stage.threads for stage in self._stages}
-        yield _gauges("stage_threads", "Threads that run batches", "stage", threads)
+        networks = {stage.name: stage.networks for stage in self._stages}
+        yield _gauges("stage_networks", "Networks, each of which runs one batch at a time", "stage", networks)
         limits = {stage.name: stage.limit for stage in self._stages}
         yield _gauges("stage_batch_limit", "Largest batch worth running, by warming", "stage", limits)
 

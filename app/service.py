@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,11 @@ from app import __version__
 from app.admission import Admission
 from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
+from app.crew import Crew
 from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
-from app.turns import Turns
 from models.runtime import cores, own_stream, resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
 from models.skeleton import COCO
 from models.zoo import Pair, PairError, load_pair, read_manifest
@@ -43,8 +42,8 @@ its input when it first sees it."""
 
 WATCH_INTERVAL_S = 0.5
 
-MAX_TURN_S = 0.05
-"""How long a stage on a CPU waits for a core behind stages with more work."""
+MAX_THREAD_WAIT_S = 0.05
+"""How long people and pictures wait for a thread while other stages have more work."""
 
 
 class Service:
@@ -140,12 +139,11 @@ class Service:
                     stage.abandon(StageDied(stage.name))
 
     async def close(self) -> None:
-        """End the stages' threads, after the last request."""
+        """End the threads, after the last request."""
         gc.unfreeze()
-        for stage in self.stages:
-            stage.drain()
-        for stage in self.stages:
-            await asyncio.to_thread(stage.join, 1.0)
+        for crew in {stage.crew for stage in self.stages}:
+            crew.drain()
+            await asyncio.to_thread(crew.join, 1.0)
         self.workers.shutdown(wait=False, cancel_futures=True)
 
     def unhealthy(self) -> str | None:
@@ -168,9 +166,10 @@ class Service:
 
 
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> list[Stage]:
-    """The four stages and their five queues."""
+    """The four stages, their five queues and the threads that serve them all."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
-    turns = Turns(runs_at_once(pair.device), MAX_TURN_S)
+    detect = [detect_stage(each) for each in (pair.detector, *pair.more_detectors)]
+    crew = Crew(threads(pair.device, len(detect) + 3), MAX_THREAD_WAIT_S)
 
     def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
         return Stage(
@@ -180,26 +179,28 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
             buckets=BUCKETS[pair.device.type][name],
             observer=observer,
             max_passed_over_s=max_passed_over_s,
-            turns=turns,
+            crew=crew,
         )
 
     return [
-        stage("detect", [detect_stage(each) for each in (pair.detector, *pair.more_detectors)], "detect"),
+        stage("detect", detect, "detect"),
         stage("score", [score_stage(pair)], "score"),
         stage("small", [estimate_stage(pair.small)], "easy", "extremely_hard"),
         stage("large", [estimate_stage(pair.large)], "hard"),
     ]
 
 
-def runs_at_once(device: torch.device) -> float:
-    """How many networks may run at once: on a CPU as many as there are cores for their threads."""
-    return max(1, cores() // torch.get_num_threads()) if device.type == "cpu" else math.inf
+def threads(device: torch.device, networks: int) -> int:
+    """How many of so many networks may run at once: on a CPU as many as there are cores for."""
+    if device.type != "cpu":
+        return networks
+    return min(networks, max(1, cores() // torch.get_num_threads()))
 
 
 def detectors(device: torch.device) -> int:
-    """How many threads detect. On a CPU finding people takes about half of all work, which one thread, a core, cannot
-    do for two; and while both detect, people gather into larger batches for the nets."""
-    return 2 if device.type == "cpu" and runs_at_once(device) > 1 else 1
+    """How many detectors there are. On a CPU finding people takes about half of all work, which one core cannot do for
+    two; and while both detect, people gather into larger batches for the nets."""
+    return threads(device, 2) if device.type == "cpu" else 1
 
 
 def warm(pair: Pair, stages: Sequence[Stage]) -> None:

@@ -251,19 +251,12 @@ class RemoteStage(Stage):
                 self.cost.add(*arguments[1:])
         return [torch.tensor(one) if isinstance(one, np.ndarray) else one for one in reply.outcomes]
 
-    async def ready(self) -> None:
+    async def until_ready(self) -> None:
         """Returns once a replica takes work."""
         self.cost, self.limit = await self._handle.ready.remote()
 
-    # Threads are the replicas' matter, and Serve's to replace the dead ones.
-
-    def start(self) -> None: ...
-    def drain(self) -> None: ...
-    def join(self, timeout_s: float) -> None: ...
-
-    @property
-    def alive(self) -> bool:
-        return True
+    def start(self) -> None:
+        """Nothing: threads are the replicas' matter, and Serve's to replace the dead ones."""
 
 
 class Pictures:
@@ -291,7 +284,7 @@ class RemoteService(Service):
     async def open_stages(self) -> list[Stage]:
         pictures = Pictures()
         stages = [RemoteStage(name, handle, pictures, self.metrics) for name, handle in self._handles.items()]
-        await asyncio.gather(*(stage.ready() for stage in stages))
+        await asyncio.gather(*(stage.until_ready() for stage in stages))
         if self.status == "loading":
             self.status = "warming"
         return list(stages)

@@ -23,7 +23,7 @@ DOWNLOADS = "models/zoo/fetch.py"
 """A command, no part of the service, though it stands with the pairs that it makes."""
 ASKS_SERVERS = "app/cli/client.py"
 """The command line's client of the service: it downloads nothing, and the service does not know it."""
-ONE_THREADED_FILE = "app/batching.py"
+ONE_THREADED_FILE = "app/crew.py"
 
 
 def imports(source: str, package: str = "") -> Iterator[str]:
@@ -126,7 +126,7 @@ def test_the_service_does_not_import_its_command_line() -> None:
     assert found == set()
 
 
-def test_only_the_batch_queues_module_starts_threads() -> None:
+def test_only_the_crew_starts_threads() -> None:
     """Decoding's thread pool aside, which is an executor and shares nothing."""
     starters = [
         str(path.relative_to(ROOT))

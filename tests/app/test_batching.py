@@ -21,7 +21,7 @@ from app.batching import (
     StageFailed,
     Ticket,
 )
-from app.turns import Turns
+from app.crew import Crew
 
 LONG = 30.0
 
@@ -83,8 +83,8 @@ class Worker:
 
     def end(self) -> None:
         self.gate.set()
-        self.stage.drain()
-        self.stage.join(LONG)
+        self.stage.crew.drain()
+        self.stage.crew.join(LONG)
 
 
 def new_ticket(seconds: float = LONG) -> Ticket:
@@ -110,13 +110,22 @@ def on_loop(test):
 
 
 @on_loop
-async def test_rule_1_one_thread_owns_the_networks_and_the_loop_is_never_blocked():
-    worker = Worker()
+async def test_rule_1_a_network_runs_in_one_thread_at_a_time_and_the_loop_is_never_blocked():
+    def run(_):
+        running.append(1)
+        at_once.append(len(running))
+        time.sleep(0.001)
+        running.pop()
+
+    running: list[int] = []
+    at_once: list[int] = []
+    worker = Worker(crew=Crew(3, LONG), fail=run)
     held = await worker.hold()
     assert not held.done()  # we are here although the stage is busy
     worker.gate.set()
     await asyncio.gather(held, *(worker.submit(item) for item in range(20)))
-    assert worker.threads == {"stage-work"}
+    assert set(at_once) == {1}
+    assert threading.current_thread().name not in worker.threads
     worker.end()
 
 
@@ -241,7 +250,7 @@ async def test_rule_7_a_wrong_number_of_results_is_a_failure_not_a_mix_up():
     stage = Stage("work", [lambda items: items[:-1]], [queue], buckets=(1,), observer=Observed())
     stage.start()
     assert await outcome(queue.submit(1, new_ticket())) is StageFailed
-    stage.drain()
+    stage.crew.drain()
 
 
 class OutOfMemoryError(RuntimeError):
@@ -358,10 +367,10 @@ async def test_rule_9_a_drained_stage_answers_what_it_has_and_then_ends():
     worker = Worker()
     held = await worker.hold()
     futures = [worker.submit(item) for item in (1, 2, 3)]
-    worker.stage.drain()
+    worker.stage.crew.drain()
     worker.gate.set()
     assert [await outcome(future) for future in (held, *futures)] == [0, 10, 20, 30]
-    await asyncio.to_thread(worker.stage.join, LONG)
+    await asyncio.to_thread(worker.stage.crew.join, LONG)
     assert not worker.stage.alive
     assert await outcome(worker.submit(4)) is StageDied
 
@@ -386,7 +395,7 @@ async def test_rule_10_waits_sizes_run_times_and_depths_are_seen():
 
 
 @on_loop
-async def test_when_the_thread_dies_everything_it_held_and_all_that_comes_is_answered():
+async def test_when_a_network_dies_everything_it_held_and_all_that_comes_is_answered():
     def die(items):
         if 2 in items:
             raise SystemExit
@@ -473,20 +482,39 @@ async def test_rule_3_a_batch_is_no_larger_than_is_worth_it():
 
 
 @on_loop
-async def test_what_comes_while_a_stage_waits_for_its_turn_joins_its_batch():
-    turns = Turns(1, LONG)
-    busy, waits = Worker(buckets=(1,), turns=turns), Worker(buckets=(1, 2, 4), turns=turns)
+async def test_what_comes_while_a_stage_waits_for_a_thread_joins_its_batch():
+    crew = Crew(1, LONG)
+    busy, waits = Worker(buckets=(1,), crew=crew), Worker(buckets=(1, 2, 4), crew=crew)
     held = await busy.hold()
-    first = waits.submit(1)
-    while turns.waiting == 0:
-        await asyncio.sleep(0.001)
-    others = [waits.submit(item) for item in (2, 3, 4)]
+    futures = [waits.submit(item) for item in (1, 2, 3, 4)]
     assert waits.batches == []
     busy.gate.set()
-    await asyncio.gather(held, first, *others)
+    await asyncio.gather(held, *futures)
     assert waits.batches == [[1, 2, 3, 4]]
     busy.end()
-    waits.end()
+
+
+@on_loop
+async def test_a_stage_that_dies_takes_no_thread_from_the_others():
+    def die(_):
+        raise SystemExit
+
+    crew = Crew(1, LONG)
+    dies, lives = Worker(crew=crew, fail=die), Worker(crew=crew)
+    assert await outcome(dies.submit(1)) is StageDied
+    assert not dies.stage.alive
+    assert lives.stage.alive
+    assert await outcome(lives.submit(2)) == 20
+    lives.end()
+
+
+@on_loop
+async def test_a_stage_that_is_stuck_leaves_the_others_the_other_threads():
+    crew = Crew(2, LONG)
+    stuck, lives = Worker(crew=crew), Worker(crew=crew)
+    await stuck.hold()
+    assert await outcome(lives.submit(2)) == 20
+    stuck.end()
 
 
 class TenSecondsEach(CostLine):
@@ -584,7 +612,7 @@ def test_every_item_is_answered_once_and_run_only_in_time_in_turn_and_for_somebo
 
 
 class Twins:
-    """A stage of two threads, whose runs wait until their item is let go. `deadly` ends the thread that runs it."""
+    """A stage of two networks, whose runs wait until their item is let go. `deadly` ends the stage."""
 
     def __init__(self, deadly: int = 0) -> None:
         self.queue = BatchQueue("items")
@@ -609,20 +637,20 @@ class Twins:
 
 
 @on_loop
-async def test_two_threads_of_a_stage_run_two_batches_at_once_and_a_drained_one_answers_both():
+async def test_two_networks_of_a_stage_run_two_batches_at_once_and_a_drained_one_answers_both():
     twins = Twins()
     first, second = await twins.hold_both()
-    twins.stage.drain()
+    twins.stage.crew.drain()
     twins.let_go[1].set()
     assert await outcome(first) == 10
     twins.let_go[2].set()
     assert await outcome(second) == 20
-    await asyncio.to_thread(twins.stage.join, LONG)
+    await asyncio.to_thread(twins.stage.crew.join, LONG)
     assert not twins.stage.alive
 
 
 @on_loop
-async def test_when_one_of_two_threads_dies_the_stage_has_died_and_everybody_is_answered():
+async def test_when_one_of_two_networks_dies_the_stage_has_died_and_everybody_is_answered():
     twins = Twins(deadly=2)
     futures = await twins.hold_both()
     twins.let_go[2].set()

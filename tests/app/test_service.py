@@ -2,7 +2,6 @@ import asyncio
 import gc
 import hashlib
 import json
-import math
 import threading
 import time
 
@@ -11,7 +10,7 @@ import torch
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from app.service import ASPECTS, BUCKETS, Service, build_stages, runs_at_once, warm
+from app.service import ASPECTS, BUCKETS, Service, build_stages, threads, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
@@ -189,17 +188,24 @@ def test_every_batch_size_and_usual_picture_is_warmed():
 
 
 @pytest.mark.parametrize(
-    ("cores", "threads", "device", "runs"),
-    [(2, 1, "cpu", 2), (8, 2, "cpu", 4), (2, 2, "cpu", 1), (1, 4, "cpu", 1), (2, 1, "cuda", math.inf)],
+    ("cores", "each", "device", "at_once"),
+    [
+        (2, 1, "cpu", 2),
+        (8, 2, "cpu", 4),
+        (64, 8, "cpu", 5),
+        (2, 2, "cpu", 1),
+        (1, 4, "cpu", 1),
+        (2, 1, "cuda", 5),
+    ],
 )
-def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, threads, device, runs, monkeypatch):
+def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, each, device, at_once, monkeypatch):
     monkeypatch.setattr("app.service.cores", lambda: cores)
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert runs_at_once(torch.device(device)) == runs
+    monkeypatch.setattr("torch.get_num_threads", lambda: each)
+    assert threads(torch.device(device), networks=5) == at_once
 
 
 def test_all_stages_share_the_cores(serve, monkeypatch):
-    monkeypatch.setattr("app.service.runs_at_once", lambda _: 1)
+    monkeypatch.setattr("app.service.threads", lambda _device, _networks: 1)
     client = serve(mode="fixed")
     running, seen = [], []
 

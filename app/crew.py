@@ -1,0 +1,112 @@
+"""The threads that run the stages' batches."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Member(Protocol):
+    """What a crew needs to know of a stage. All under the crew's lock, but for `end`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a batch could start now: something waits, and a network is free."""
+
+    @property
+    def oldest(self) -> float:
+        """Since when something waits, in monotonic seconds."""
+
+    @property
+    def seconds_waiting(self) -> float:
+        """Seconds, roughly, that what waits will take."""
+
+    def take(self) -> Callable[[], None]:
+        """The next batch, which runs when it is called (without the lock) and then raises nothing."""
+
+    def end(self) -> None:
+        """There will be no more batches."""
+
+
+class Crew:
+    """As many threads as may run networks at once. Each takes the next batch of whichever stage is ready: the one with
+    the most work, until something of another has waited for longer than `max_passed_over_s`.
+
+    More threads than cores would only slow each other down, and a thread for each stage would often have to be woken
+    while another runs out of work. What waits meanwhile gathers into a larger batch.
+    """
+
+    def __init__(self, threads: int, max_passed_over_s: float) -> None:
+        self.wake = threading.Condition()
+        """Guards all queues of all stages; notified when there may be something to do."""
+        self._size = threads
+        self._max_passed_over_s = max_passed_over_s
+        self._stages: list[Member] = []
+        self._threads: list[threading.Thread] = []
+        self._working = 0
+        self._draining = False
+
+    def add(self, stage: Member) -> None:
+        """Before `start`."""
+        self._stages.append(stage)
+
+    def start(self) -> None:
+        """Start the threads, unless they are."""
+        if not self._threads:
+            self._working = self._size
+            self._threads = [
+                threading.Thread(target=self._work, name=f"crew-{number}", daemon=True)
+                for number in range(self._size)
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def drain(self) -> None:
+        """Let the threads end once nothing waits. Returns at once; see `join`."""
+        with self.wake:
+            self._draining = True
+            self.wake.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads' end, for so long in all."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def alive(self) -> bool:
+        """Whether none of the threads has ended."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        try:
+            while (run := self._next()) is not None:
+                run()
+        finally:
+            with self.wake:
+                self._working -= 1
+                last = self._working == 0
+            if last:
+                for stage in self._stages:
+                    stage.end()
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next batch, when there is one; None once drained."""
+        with self.wake:
+            while not (ready := self._ready()):
+                if self._draining:
+                    return None
+                self.wake.wait()
+            run = self._choose(ready).take()
+            if self._ready():
+                self.wake.notify()
+            return run
+
+    def _ready(self) -> list[Member]:
+        return [stage for stage in self._stages if stage.ready]
+
+    def _choose(self, ready: list[Member]) -> Member:
+        oldest = min(ready, key=lambda stage: stage.oldest)
+        if time.monotonic() - oldest.oldest > self._max_passed_over_s:
+            return oldest
+        return max(ready, key=lambda stage: stage.seconds_waiting)

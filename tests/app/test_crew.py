@@ -1,0 +1,123 @@
+import threading
+import time
+from collections.abc import Callable
+
+from app.crew import Crew
+from tests.process import until
+
+LONG = 30.0
+
+
+class Batches:
+    """A stage of the crew: `waiting` batches, each of which says its name and waits to be let go."""
+
+    def __init__(self, crew: Crew, order: list[str], name: str, *, work: float = 1, since: float = 0) -> None:
+        self.name = name
+        self.seconds_waiting = work
+        self.oldest = time.monotonic() - since
+        self.waiting = 0
+        self.ended = 0
+        self.let_go = threading.Semaphore(0)
+        self._order = order
+        self._crew = crew
+        crew.add(self)
+
+    @property
+    def ready(self) -> bool:
+        return self.waiting > 0
+
+    def take(self) -> Callable[[], None]:
+        self.waiting -= 1
+        self._order.append(self.name)
+        return self._run
+
+    def _run(self) -> None:
+        assert self.let_go.acquire(timeout=LONG)
+
+    def end(self) -> None:
+        self.ended += 1
+
+    def add(self, batches: int = 1) -> None:
+        with self._crew.wake:
+            self.waiting += batches
+            self._crew.wake.notify()
+
+
+def end(crew: Crew, *stages: Batches) -> None:
+    for stage in stages:
+        stage.let_go.release(99)
+    crew.drain()
+    crew.join(LONG)
+    assert not crew.alive
+
+
+def test_so_many_batches_run_at_once_as_there_are_threads() -> None:
+    crew, order = Crew(2, LONG), []
+    stage = Batches(crew, order, "only")
+    crew.start()
+    stage.add(3)  # one notice is enough for all threads
+    assert until(lambda: len(order) == 2)
+    time.sleep(0.02)
+    assert len(order) == 2
+    stage.let_go.release()
+    assert until(lambda: len(order) == 3)
+    end(crew, stage)
+
+
+def test_of_what_waits_the_stage_with_the_most_work_goes_first() -> None:
+    crew, order = Crew(1, LONG), []
+    running, little, growing, much = (
+        Batches(crew, order, name, work=work)
+        for name, work in {"running": 1, "little": 1, "growing": 2, "much": 3}.items()
+    )
+    crew.start()
+    running.add()
+    assert until(lambda: order == ["running"])
+    for stage in (little, growing, much):
+        stage.add()
+    growing.seconds_waiting = 4  # what came since counts, too
+    end(crew, running, little, growing, much)
+    assert order == ["running", "growing", "much", "little"]
+
+
+def test_what_was_passed_over_for_long_goes_first() -> None:
+    crew, order = Crew(1, 5.0), []
+    running, much, old, older = (
+        Batches(crew, order, name, work=work, since=since)
+        for name, work, since in (("running", 1, 0), ("much", 3, 0), ("old", 2, 6), ("older", 1, 7))
+    )
+    crew.start()
+    running.add()
+    assert until(lambda: order == ["running"])
+    for stage in (much, old, older):
+        stage.add()
+    end(crew, running, much, old, older)
+    assert order == ["running", "older", "old", "much"]
+
+
+def test_a_drained_crew_runs_what_waits_and_then_says_once_that_it_has_ended() -> None:
+    crew, order = Crew(2, LONG), []
+    stages = [Batches(crew, order, name) for name in ("first", "second")]
+    crew.start()
+    for stage in stages:
+        stage.add(2)
+    assert until(lambda: len(order) == 2)
+    crew.drain()
+    assert [stage.ended for stage in stages] == [0, 0]
+    end(crew, *stages)
+    assert sorted(order) == ["first", "first", "second", "second"]
+    assert [stage.ended for stage in stages] == [1, 1]
+
+
+def test_joining_takes_no_longer_than_it_was_given() -> None:
+    crew, order = Crew(2, LONG), []
+    stage = Batches(crew, order, "stuck")
+    crew.start()
+    stage.add(2)
+    assert until(lambda: len(order) == 2)
+    crew.drain()
+    started = time.monotonic()
+    crew.join(0.05)
+    assert time.monotonic() - started < LONG / 2
+    assert stage.ended == 0
+    end(crew, stage)
