@@ -224,8 +224,8 @@ class CostLine:
         return min((size for size in sizes if slope + base / size <= bound), default=max(sizes))
 
 
-class _Network:
-    """One of a stage's networks, and what it has in hand."""
+class _Slot:
+    """Where a batch of a stage can run, and what is in hand there."""
 
     def __init__(self, run: Work) -> None:
         self.run = run
@@ -234,13 +234,13 @@ class _Network:
 
 
 class Stage:
-    """Networks that do the same work, and the queues that they serve, the first of them first.
+    """Work of one kind, done in batches, and the queues that it serves, the first of them first.
 
-    runs: the stage's work, `list[item] -> list[result]` of equal length, once for each network; each runs in one thread
-    at a time, though not always in the same. buckets: the batch sizes to choose from; a batch is the largest of them
-    that is there, is worth it (`limit`) and ends before the earliest deadline that the smallest could keep.
-    max_passed_over_s: once an item has waited longer, the queue of the oldest goes first, whichever it is. crew: the
-    threads, shared by stages that share cores; without it as many as there are networks.
+    runs: the stage's work, `list[item] -> list[result]` of equal length, once for each batch that may run at the same
+    time. buckets: the batch sizes to choose from; a batch is the largest of them that is there, is worth it (`limit`)
+    and ends before the earliest deadline that the smallest could keep. max_passed_over_s: once an item has waited
+    longer, the queue of the oldest goes first, whichever it is. crew: the threads, shared by stages that share cores;
+    without it as many as there are runs.
     """
 
     def __init__(
@@ -262,8 +262,8 @@ class Stage:
         """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
-        self._networks = [_Network(run) for run in runs]
-        self._free = list(self._networks)
+        self._slots = [_Slot(run) for run in runs]
+        self._free = list(self._slots)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.crew = crew or Crew(len(runs), max_passed_over_s)
         self.crew.add(self)
@@ -279,21 +279,21 @@ class Stage:
         batch then takes says little of what batching saves.
         """
         alone = CostLine()
-        for network in self._networks:
+        for run in dict.fromkeys(slot.run for slot in self._slots):
             for size in list(self._buckets):
                 try:
-                    network.run([item] * size)
+                    run([item] * size)
                 except Exception as error:
                     if size == self._buckets[0] or not _out_of_memory(error):
                         raise
                     self._buckets = [smaller for smaller in self._buckets if smaller < size]
                     break
                 started, begun = time.monotonic(), clock()
-                network.run([item] * size)
+                run([item] * size)
                 self.cost.add(size, time.monotonic() - started)
                 alone.add(size, clock() - begun)
             for other in others:
-                network.run([other])
+                run([other])
         self.limit = alone.useful(self._buckets)
 
     def start(self) -> None:
@@ -302,8 +302,9 @@ class Stage:
         self.crew.start()
 
     @property
-    def networks(self) -> int:
-        return len(self._networks)
+    def slots(self) -> int:
+        """How many batches may run at once."""
+        return len(self._slots)
 
     @property
     def alive(self) -> bool:
@@ -312,16 +313,14 @@ class Stage:
     @property
     def busy_since(self) -> float | None:
         """When the longest running batch began, in monotonic seconds; None while none runs."""
-        return min(
-            (since for network in self._networks if (since := network.busy_since) is not None), default=None
-        )
+        return min((since for slot in self._slots if (since := slot.busy_since) is not None), default=None)
 
     def abandon(self, error: BaseException) -> None:
         """Answer everything that the stage holds with `error`, and all that comes later. Any thread."""
         with self._wake:
             for queue in self.queues:
                 queue.closed = error
-            entries = [entry for network in self._networks for entry in network.held]
+            entries = [entry for slot in self._slots for entry in slot.held]
             entries += [queue.take() for queue in self.queues for _ in range(queue.depth)]
         self._deliver([(entry, error) for entry in entries])
 
@@ -341,26 +340,26 @@ class Stage:
         return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
 
     def take(self) -> Callable[[], None]:
-        network = self._free.pop()
+        slot = self._free.pop()
         now = time.monotonic()
         expired = [entry for queue in self.queues for entry in queue.expire(now)]
         size = self._size(now)
-        while len(network.held) < size and (queue := self._next_queue(now)) is not None:
+        while len(slot.held) < size and (queue := self._next_queue(now)) is not None:
             entry = queue.take()
             if not entry.future.done():  # else whoever waited for it has given up
-                network.held.append(entry)
-        return lambda: self._serve(network, expired, now)
+                slot.held.append(entry)
+        return lambda: self._serve(slot, expired, now)
 
     def end(self) -> None:
         self.abandon(StageDied(self.name))
 
-    def _serve(self, network: _Network, expired: list[_Entry], taken: float) -> None:
+    def _serve(self, slot: _Slot, expired: list[_Entry], taken: float) -> None:
         try:
             self._deliver([(entry, DeadlineExceeded()) for entry in expired])
-            for entry in network.held:
+            for entry in slot.held:
                 self._observer.waited(entry.queue.name, taken - entry.since)
-            if network.held:
-                self._run_batch(network)
+            if slot.held:
+                self._run_batch(slot)
         except BaseException as cause:
             log.exception("stage %s died", self.name)
             error = StageDied(self.name)
@@ -368,7 +367,7 @@ class Stage:
             self.abandon(error)
         else:
             with self._wake:
-                self._free.append(network)
+                self._free.append(slot)
 
     def _size(self, now: float) -> int:
         room = min(self.limit, sum(queue.depth for queue in self.queues))
@@ -383,20 +382,22 @@ class Stage:
             return oldest
         return next((queue for queue in self.queues if queue.depth), None)
 
-    def _run_batch(self, network: _Network) -> None:
-        entries = network.held
-        started = network.busy_since = time.monotonic()
-        results = self._attempt(network.run, entries)
+    def _run_batch(self, slot: _Slot) -> None:
+        entries = slot.held
+        started = slot.busy_since = time.monotonic()
+        results = self._attempt(slot.run, entries)
         ended = time.monotonic()
-        network.busy_since = None
-        self._observer.ran(self.name, len(entries), ended - started)
+        slot.busy_since = None
         for ticket in {entry.ticket for entry in entries}:
             queued = min(entry.since for entry in entries if entry.ticket is ticket)
             ticket.runs.append(Run(self.name, queued, started, ended, len(entries)))
         with self._wake:
-            self.cost.add(len(entries), ended - started)
-            network.held = []
+            slot.held = []
         self._deliver(list(zip(entries, results, strict=True)))
+        # Only now, while the event loop wakes up: with one client that saves a tenth of a millisecond for each stage.
+        self._observer.ran(self.name, len(entries), ended - started)
+        with self._wake:
+            self.cost.add(len(entries), ended - started)
 
     def _attempt(self, run: Work, entries: list[_Entry]) -> list[Any]:
         """Results in order, an exception in the place of what failed. A failed batch is run again item by item; one

@@ -169,8 +169,8 @@ class _Live:
             for term, seconds in zip(("per_item", "base"), stage.cost.terms, strict=True):
                 cost.add_metric([stage.name, term], seconds if math.isfinite(seconds) else 0.0)
         yield cost
-        networks = {stage.name: stage.networks for stage in self._stages}
-        yield _gauges("stage_networks", "Networks, each of which runs one batch at a time", "stage", networks)
+        slots = {stage.name: stage.slots for stage in self._stages}
+        yield _gauges("stage_slots", "Batches that may run at once", "stage", slots)
         limits = {stage.name: stage.limit for stage in self._stages}
         yield _gauges("stage_batch_limit", "Largest batch worth running, by warming", "stage", limits)
 

@@ -110,9 +110,8 @@ class Service:
 
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""
-        number = detectors(self.device)
         pair = await asyncio.to_thread(
-            load_pair, self.manifest, self.device, self.dtype, self.runtime, number
+            load_pair, self.manifest, self.device, self.dtype, self.runtime, side_by_side(self.device)
         )
         if self.status == "loading":
             self.status = "warming"
@@ -168,8 +167,8 @@ class Service:
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> list[Stage]:
     """The four stages, their five queues and the threads that serve them all."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
-    detect = [detect_stage(each) for each in (pair.detector, *pair.more_detectors)]
-    crew = Crew(threads(pair.device, len(detect) + 3), MAX_THREAD_WAIT_S)
+    at_once = side_by_side(pair.device)
+    crew = Crew(threads(pair.device, 4 * at_once), MAX_THREAD_WAIT_S)
 
     def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
         return Stage(
@@ -183,10 +182,10 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
         )
 
     return [
-        stage("detect", detect, "detect"),
-        stage("score", [score_stage(pair)], "score"),
-        stage("small", [estimate_stage(pair.small)], "easy", "extremely_hard"),
-        stage("large", [estimate_stage(pair.large)], "hard"),
+        stage("detect", [detect_stage(each) for each in (pair.detector, *pair.more_detectors)], "detect"),
+        stage("score", [score_stage(pair)] * at_once, "score"),
+        stage("small", [estimate_stage(pair.small)] * at_once, "easy", "extremely_hard"),
+        stage("large", [estimate_stage(pair.large)] * at_once, "hard"),
     ]
 
 
@@ -197,9 +196,9 @@ def threads(device: torch.device, networks: int) -> int:
     return min(networks, max(1, cores() // torch.get_num_threads()))
 
 
-def detectors(device: torch.device) -> int:
-    """How many detectors there are. On a CPU finding people takes about half of all work, which one core cannot do for
-    two; and while both detect, people gather into larger batches for the nets."""
+def side_by_side(device: torch.device) -> int:
+    """How many batches of a stage may run at once. On a CPU finding people takes about half of all work, and in a crowd
+    the large net does, which one core cannot do for two; and while both detect, people gather into larger batches."""
     return threads(device, 2) if device.type == "cpu" else 1
 
 

@@ -124,8 +124,8 @@ async def _measure(
         "others_cores": (after.others.cpu_seconds - before.others.cpu_seconds) / wall,
         "resident_mib": after.server.resident_mib,
         "peak_mib": max(peak, after.server.resident_mib),
-        "stages": {  # in shares of their networks' time
-            stage: spent / wall / after.metrics.get(f"dynpose_stage_networks {stage}", 1)
+        "stages": {  # in shares of their slots' time
+            stage: spent / wall / after.metrics.get(f"dynpose_stage_slots {stage}", 1)
             for stage, spent in stages.items()
         },
     }

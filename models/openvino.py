@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.tinypose import join_units
@@ -31,7 +34,11 @@ FREE_SIZE = (256, 320)
 PIECES = (4, 1)
 """Sizes of the pieces in which a batch of equal inputs runs, each in a network for just that shape. Against one network
 for all sizes that takes a fifth less time, and nothing when the next batch is of another size (else 7 ms for the large
-net, 2 for the others). Larger pieces save nothing more."""
+net, 2 for the others). Larger pieces save nothing more. And while one thread is in one of them, another can use the
+other: a crop alone takes a tenth more than one of four."""
+
+ANY = 0
+"""In place of a piece's size: a network for whatever shape there is."""
 
 
 @functools.cache
@@ -51,10 +58,10 @@ def _package() -> Any:
 def compile_network(
     make: Callable[[], nn.Module], dtype: torch.dtype, *, size: tuple[int, int] | None, cache: Path | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """As `models.runtime.compile_network`, for one thread at a time; None where OpenVINO cannot do what `make()` does.
+    """As `models.runtime.compile_network`; None where OpenVINO cannot do what `make()` does.
 
     A batch runs in `PIECES`, whose networks are made when they are first needed. With `size` None one network takes
-    every shape: a detector's many shapes would gain nothing.
+    every shape, and one thread at a time: a detector's many shapes would gain nothing.
     """
     model = _read(cache) if cache else None
     if model is None:
@@ -68,47 +75,46 @@ def _compile(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     properties = {
         # Arithmetic of what lies before the last convolution; what comes after it, such as decoding boxes, is float32.
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
-        # A stage calls from its own thread, which does the work itself where this is 1.
+        # The calling thread does the work itself where this is 1.
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         # Networks of several stages would be pinned to the same cores: four stages of two threads each on two cores
-        # took a tenth more processor time. With one thread each, which is the stage's own, it changes nothing.
+        # took a tenth more processor time. With one thread each, which is the caller's, it changes nothing.
         "ENABLE_CPU_PINNING": False,
     }
     *_, height, width, channels = model.input(0).partial_shape
-    fixed = height.is_static
+    sizes = PIECES if height.is_static else (ANY,)
+    free = {size: threading.Lock() for size in sizes}
 
     @functools.cache
     def request(size: int) -> Any:
-        """Of the network for batches of `size`, or of any size where the inputs differ."""
         shaped = model
-        if fixed:
+        if size != ANY:
             shaped = model.clone()
             shaped.reshape([size, height, width, channels])
         return _core().compile_model(shaped, "CPU", properties).create_infer_request()
 
+    def run_piece(inputs: NDArray[np.float32]) -> Tensor:
+        """The first of `inputs`, as many as the largest network takes that is free; the smallest is waited for."""
+        size = next(
+            size for size in sizes if size <= len(inputs) and free[size].acquire(blocking=size == sizes[-1])
+        )
+        try:
+            # Outputs are copied: the request's own are overwritten by its next run.
+            piece = {0: inputs[: size or None]}
+            return torch.from_numpy(request(size).infer(piece, share_inputs=True, share_outputs=False)[0])
+        finally:
+            free[size].release()
+
     def run(batch: Tensor) -> Tensor:
         # Crops have their channels last, so that this copies nothing.
         inputs = batch.to("cpu", torch.float32).permute(0, 2, 3, 1).contiguous().numpy()
-        outputs, begin = [], 0
-        for size in pieces(len(inputs)) if fixed else [len(inputs)]:
-            piece = inputs[begin : begin + size]
-            # Outputs are copied: the request's own are overwritten by its next run.
-            found = request(size if fixed else 0).infer({0: piece}, share_inputs=True, share_outputs=False)
-            outputs.append(torch.from_numpy(found[0]))
-            begin += size
+        outputs = [run_piece(inputs)]
+        while (done := sum(map(len, outputs))) < len(inputs):
+            outputs.append(run_piece(inputs[done:]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return run
-
-
-def pieces(size: int) -> list[int]:
-    """`size` as a sum of as few of `PIECES` as possible, the largest first."""
-    found = []
-    for piece in PIECES:
-        number, size = divmod(size, piece)
-        found += [piece] * number
-    return found
 
 
 def _convert(module: nn.Module, size: tuple[int, int] | None) -> Any:

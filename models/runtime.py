@@ -101,7 +101,8 @@ def compile_network(
     size: tuple[int, int] | None = None,
     cache: Path | None = None,
 ) -> Network:
-    """Make `module` callable on `device`: float32 (N, 3, h, w) in, float32 out on that device, no gradients.
+    """Make `module` callable on `device`: float32 (N, 3, h, w) in, float32 out on that device, no gradients. On a CPU
+    several threads may call it at once, elsewhere one.
 
     The module is moved and converted in place (channels-last, `dtype`) and belongs to the returned function; what makes
     one is called only when it is needed. size: (width, height) in pixels of all inputs, None where they differ, in

@@ -149,10 +149,10 @@ def view(before: Scrape, after: Scrape) -> View:
     def stage_of(name: str) -> StageRow:
         batches = grown("stage_duration_seconds_count", stage=name)
         ran = grown("stage_duration_seconds_sum", stage=name)
-        networks = after.total("stage_networks", stage=name) or 1
+        slots = after.total("stage_slots", stage=name) or 1
         return StageRow(
             name=name,
-            busy=min(1.0, ran / seconds / networks),  # a batch counts when it ends, and may have begun before
+            busy=min(1.0, ran / seconds / slots),  # a batch counts when it ends, and may have begun before
             batches_s=batches / seconds,
             size=grown("batch_size_sum", stage=name) / batches if batches else None,
             run=ran / batches if batches else None,

@@ -22,6 +22,7 @@ from app.batching import (
     Ticket,
 )
 from app.crew import Crew
+from tests.process import until
 
 LONG = 30.0
 
@@ -385,6 +386,7 @@ async def test_rule_10_waits_sizes_run_times_and_depths_are_seen():
     assert worker.stage.busy_since is not None
     worker.gate.set()
     await asyncio.gather(held, *futures)
+    assert until(lambda: len(worker.observed.runs) == 2)  # reported after the answers are given
     assert [queue for queue, _ in worker.observed.waits] == ["items"] * 3
     assert all(seconds >= 0 for _, seconds in worker.observed.waits)
     assert [(stage, size) for stage, size, _ in worker.observed.runs] == [("work", 1), ("work", 2)]

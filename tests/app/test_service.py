@@ -14,6 +14,7 @@ from app.service import ASPECTS, BUCKETS, Service, build_stages, threads, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
+from tests.process import until
 
 
 def service(pair_folder, **settings) -> Service:
@@ -144,8 +145,9 @@ def test_the_garbage_collector_leaves_alone_what_was_loaded(serve):
     assert gc.get_freeze_count() > 0
 
 
-def test_people_of_many_requests_share_batches(serve):
+def test_people_of_many_requests_share_batches(serve, monkeypatch):
     """While the router is busy with one request, the people of the others gather into one batch."""
+    monkeypatch.setattr("app.service.side_by_side", lambda _: 1)
     client = serve(mode="fixed")
     first_runs, go_on = threading.Event(), threading.Event()
 
@@ -170,8 +172,8 @@ def test_people_of_many_requests_share_batches(serve):
     go_on.set()
     for thread in threads:
         thread.join()
+    assert until(lambda: 'dynpose_batch_size_count{stage="score"} 2.0' in client.get("/metrics").text)
     assert 'dynpose_batch_size_bucket{le="1.0",stage="score"} 1.0' in client.get("/metrics").text
-    assert 'dynpose_batch_size_count{stage="score"} 2.0' in client.get("/metrics").text
 
 
 def test_every_batch_size_and_usual_picture_is_warmed():

@@ -67,7 +67,11 @@ def test_the_waits_and_runs_of_a_request_lie_within_its_span_and_in_order(spans:
     assert request.attributes["http.route"] == "/pose"
 
 
-def test_a_run_says_how_large_its_batch_was_with_the_people_of_others(spans: Spans, client):
+def test_a_run_says_how_large_its_batch_was_with_the_people_of_others(
+    spans: Spans, serve, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("app.service.side_by_side", lambda _: 1)
+    client = serve()
     entered, go_on = threading.Event(), threading.Event()
     client.pair.faults["small"] = lambda _: (entered.set(), go_on.wait(10))
     queue = client.service.pipeline.queues.easy

@@ -42,8 +42,9 @@ IN_PROCESS = {
     "test_no_room_is_429_with_retry_after",
     "test_requests_are_refused_while_loading_and_while_draining",
     "test_bodies_that_have_no_room_are_refused_before_they_are_read",
+    "test_every_change_is_logged_with_its_version_and_no_refusal_is",
 }
-"""Tests of the routes that reach into the service's process; stages that die are replaced here."""
+"""Tests of the routes that reach into the service's process or read its log; stages that die are replaced here."""
 
 
 def asks(test: Callable[..., None]) -> bool:

@@ -54,6 +54,12 @@ class Held:
         return sum(queue.depth for queue in self._queues)
 
 
+@pytest.fixture(autouse=True)
+def one_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every thread would soon be held in the stage, and nobody could come to its queue."""
+    monkeypatch.setattr("app.service.side_by_side", lambda _: 1)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_network_that_raises_on_one_item_of_a_batch_fails_only_whose_item_it_is(live: Live, stage: str):
     server = live()

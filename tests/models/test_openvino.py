@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_it_does_what_pytorch_does_for_any_number_of_crops(
         assert found.dtype == torch.float32
         assert not found.requires_grad
         assert torch.allclose(found, reference(crops), atol=allowed)
+
+
+@pytest.mark.parametrize("size", [(32, 64), None])
+def test_several_threads_may_ask_at_once(size: tuple[int, int] | None) -> None:
+    network = compile_network(small_network(), CPU, torch.float32, "openvino", size=size)
+    reference = compile_network(small_network(), CPU, torch.float32)
+    batches = [torch.rand(count, 3, 64, 32) for count in (1, 2, 4, 5, 7, 8) * 20]
+    with ThreadPoolExecutor(3) as threads:
+        for batch, found in zip(batches, threads.map(network, batches), strict=True):
+            assert torch.allclose(found, reference(batch), atol=1e-5)
 
 
 def test_an_answer_outlives_the_next_one() -> None:
