@@ -27,7 +27,7 @@ REASONS = ("overloaded", "draining", "not_ready")
 
 
 class Metrics:
-    """Counted on the event loop and, as `batching.Observer`, in the stages' threads."""
+    """Counted on the event loop and, as `batching.Observer`, in the crew's threads."""
 
     def __init__(self, *, version: str, pair: str, device: str, runtime: str) -> None:
         self.registry = CollectorRegistry()

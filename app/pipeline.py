@@ -107,7 +107,7 @@ class Queues:
 
 
 class Pipeline:
-    """Runs on the event loop; the networks run in the stages' threads behind the queues."""
+    """Runs on the event loop; the networks run in the crew's threads behind the queues."""
 
     def __init__(self, queues: Queues, policy: SplitPolicy, metrics: Metrics) -> None:
         self.queues = queues

@@ -1,4 +1,4 @@
-"""Networks that raise and threads that die: who is hurt, and what the service says of itself."""
+"""Networks that raise and stages that die: who is hurt, and what the service says of itself."""
 
 import json
 import threading
@@ -89,9 +89,7 @@ def test_a_network_that_raises_on_one_item_of_a_batch_fails_only_whose_item_it_i
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_when_a_stages_thread_dies_all_that_waits_is_answered_and_the_service_says_why(
-    live: Live, stage: str
-):
+def test_when_a_stage_dies_all_that_waits_is_answered_and_the_service_says_why(live: Live, stage: str):
     server = live()
     data = picture_of([EASY if stage == "small" else HARD])
 
