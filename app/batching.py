@@ -62,10 +62,6 @@ class Run(NamedTuple):
     size: int
     """Items of the batch, of whichever request."""
 
-    @property
-    def seconds(self) -> float:
-        return self.ended - self.started
-
 
 class Ticket:
     """One request's place in the queues. `deadline` is in `time.monotonic` seconds."""
@@ -239,8 +235,8 @@ class Stage:
     runs: the stage's work, `list[item] -> list[result]` of equal length, once for each batch that may run at the same
     time. buckets: the batch sizes to choose from; a batch is the largest of them that is there, is worth it (`limit`)
     and ends before the earliest deadline that the smallest could keep. max_passed_over_s: once an item has waited
-    longer, the queue of the oldest goes first, whichever it is. crew: the threads, shared by stages that share cores;
-    without it as many as there are runs.
+    longer, the queue of the oldest goes first, whichever it is. least_beside: items that must wait for a batch to start
+    while another runs. crew: the threads, shared by stages that share cores; without it as many as there are runs.
     """
 
     def __init__(
@@ -252,6 +248,7 @@ class Stage:
         buckets: Sequence[int],
         observer: Observer,
         max_passed_over_s: float = 0.2,
+        least_beside: int = 1,
         crew: Crew | None = None,
     ) -> None:
         self.name = name
@@ -262,6 +259,7 @@ class Stage:
         """The largest batch worth running, once `warm` has measured what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
+        self._least_beside = least_beside
         self._slots = [_Slot(run) for run in runs]
         self._free = list(self._slots)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -328,7 +326,8 @@ class Stage:
 
     @property
     def ready(self) -> bool:
-        return bool(self._free) and any(queue.depth for queue in self.queues)
+        alone = len(self._free) == len(self._slots)
+        return bool(self._free) and self._waiting >= (1 if alone else self._least_beside)
 
     @property
     def oldest(self) -> float:
@@ -337,7 +336,7 @@ class Stage:
     @property
     def seconds_waiting(self) -> float:
         """As if all ran in batches of the largest useful size."""
-        return sum(queue.depth for queue in self.queues) * self.cost.seconds(self.limit) / self.limit
+        return self._waiting * self.cost.seconds(self.limit) / self.limit
 
     def take(self) -> Callable[[], None]:
         slot = self._free.pop()
@@ -352,6 +351,10 @@ class Stage:
 
     def end(self) -> None:
         self.abandon(StageDied(self.name))
+
+    @property
+    def _waiting(self) -> int:
+        return sum(queue.depth for queue in self.queues)
 
     def _serve(self, slot: _Slot, expired: list[_Entry], taken: float) -> None:
         try:
@@ -370,7 +373,7 @@ class Stage:
                 self._free.append(slot)
 
     def _size(self, now: float) -> int:
-        room = min(self.limit, sum(queue.depth for queue in self.queues))
+        room = min(self.limit, self._waiting)
         soonest = now + self.cost.seconds(self._buckets[0])  # who cannot make it even so hurries nobody
         deadline = min(queue.earliest_deadline(after=soonest) for queue in self.queues)
         sizes = (size for size in self._buckets if size <= room)

@@ -79,14 +79,17 @@ class Crew:
         return all(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
+        drained = False
         try:
             while (run := self._next()) is not None:
                 run()
+                del run  # it holds the batch, and the next may be long in coming
+            drained = True
         finally:
             with self.wake:
                 self._working -= 1
-                last = self._working == 0
-            if last:
+                over = self._working == 0 or not drained
+            if over:
                 for stage in self._stages:
                     stage.end()
 

@@ -140,7 +140,9 @@ class PoseAnswer(BaseModel):
     models: dict[str, str]
     split: SplitAnswer
     images: list[ImageAnswer]
-    timing_ms: dict[str, float] = Field(description="stages: run time of the batches that held this request")
+    timing_ms: dict[str, float] = Field(
+        description="stages: time in which a batch ran that held this request"
+    )
 
 
 class CocoResult(BaseModel):

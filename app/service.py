@@ -19,6 +19,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
+from models.openvino import PIECES
 from models.runtime import cores, own_stream, resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
 from models.skeleton import COCO
 from models.zoo import Pair, PairError, load_pair, read_manifest
@@ -35,6 +36,10 @@ BUCKETS = {
 """Batch sizes of each stage, all warmed before the service is ready. Those that save nothing cost memory all the same:
 on a CPU 0.2 GB for eight pictures and sixteen people of the large net, and the detector keeps 2 MB more for every shape
 of its input. HRNet-W32 does twice the people a second in batches of 64 on an H200 that it does in batches of 16."""
+
+LEAST_BESIDE = {"detect": 1, "score": PIECES[0], "small": PIECES[0], "large": PIECES[0]}
+"""Items with which a stage starts a batch beside another. Fewer would need the same one of a network's two sizes, and
+wait for it while the thread could do something else."""
 
 ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))
 """Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of
@@ -115,7 +120,8 @@ class Service:
         )
         if self.status == "loading":
             self.status = "warming"
-        stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000)
+        at_once = side_by_side(self.device)
+        stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000, at_once)
         await asyncio.to_thread(warm, pair, stages)
         return stages
 
@@ -164,11 +170,12 @@ class Service:
         raise ApiError(503, code, f"the service is not ready: {reason}", {"Retry-After": "1"})
 
 
-def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> list[Stage]:
-    """The four stages, their five queues and the threads that serve them all."""
+def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_once: int) -> list[Stage]:
+    """The four stages and their five queues. at_once: batches of one stage that may run side by side; elsewhere than on
+    a CPU 1. There all stages share a crew, on a GPU each has its own thread."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
-    at_once = side_by_side(pair.device)
-    crew = Crew(threads(pair.device, 4 * at_once), MAX_THREAD_WAIT_S)
+    size = min(crew_size(), len(BUCKETS["cpu"]) * at_once)
+    crew = Crew(size, MAX_THREAD_WAIT_S) if pair.device.type == "cpu" else None
 
     def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
         return Stage(
@@ -178,6 +185,7 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
             buckets=BUCKETS[pair.device.type][name],
             observer=observer,
             max_passed_over_s=max_passed_over_s,
+            least_beside=LEAST_BESIDE[name],
             crew=crew,
         )
 
@@ -189,17 +197,15 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float) -> li
     ]
 
 
-def threads(device: torch.device, networks: int) -> int:
-    """How many of so many networks may run at once: on a CPU as many as there are cores for."""
-    if device.type != "cpu":
-        return networks
-    return min(networks, max(1, cores() // torch.get_num_threads()))
+def crew_size() -> int:
+    """How many networks may run at once on a CPU: as many as there are cores for their threads."""
+    return max(1, cores() // torch.get_num_threads())
 
 
 def side_by_side(device: torch.device) -> int:
     """How many batches of a stage may run at once. On a CPU finding people takes about half of all work, and in a crowd
     the large net does, which one core cannot do for two; and while both detect, people gather into larger batches."""
-    return threads(device, 2) if device.type == "cpu" else 1
+    return min(2, crew_size()) if device.type == "cpu" else 1
 
 
 def warm(pair: Pair, stages: Sequence[Stage]) -> None:

@@ -106,7 +106,7 @@ async def cell(bench: Bench, posts: Sequence[Post], name: str, value: float, cli
 
 
 def bound_by(row: Mapping[str, Any], cores: int) -> str:
-    """The resource of which there is no more: the cores, or one thread, or neither; and who took most of it."""
+    """The resource of which there is no more: the cores, or one stage, or neither; and who took most of it."""
     decoding = (row["decode_share"] or 0.0) / cores
     parts = dict(row["stages"]) | {"decoding": decoding, "load generator": row["own_cores"]}
     most, share = max(parts.items(), key=lambda part: part[1])

@@ -1,8 +1,8 @@
 """Both ends of the way between the ingress and the stages' replicas on a Ray cluster.
 
-`Replica` is a stage in a process of its own: one `app.batching.Stage`, so that batches, deadlines, turns and second
-attempts are the plain server's. `RemoteStage` stands for all replicas of one stage where `app.pipeline` expects its
-thread. A picture is put into Ray's object store once, and read in place by whichever stage needs it.
+`Replica` is a stage in a process of its own: one `app.batching.Stage`, so that batches, deadlines and second attempts
+are the plain server's. `RemoteStage` stands for all replicas of one stage where `app.pipeline` expects the stage. A
+picture is put into Ray's object store once, and read in place by whichever stage needs it.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ Load = Callable[[str, Settings, Observer], Stage]
 class Reply(NamedTuple):
     """outcomes: of each item its result, or the exception in its place. runs: the batches since the request's last
     reply, in the replica's time, which is `now`. events: what the stage's observer was told since the replica's last
-    reply, for the ingress's metrics."""
+    reply, for the ingress's metrics; the batch of these very outcomes may still be missing."""
 
     outcomes: list[Any]
     runs: list[Run]
@@ -107,7 +107,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     pair = Pair(manifest, device, manifest.folder / manifest.calibration, **networks | {role: network()})
     (stage,) = (
         stage
-        for stage in build_stages(pair, observer, settings.max_passed_over_ms / 1000)
+        for stage in build_stages(pair, observer, settings.max_passed_over_ms / 1000, at_once=1)
         if stage.name == name
     )
     warm(pair, [stage])
@@ -115,7 +115,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
 
 
 class Replica:
-    """One stage, loaded once and run in its own thread."""
+    """One stage, loaded once, that runs one batch at a time."""
 
     def __init__(self, name: str, settings: Settings, load: Load = load_stage) -> None:
         begin(settings)
@@ -140,7 +140,7 @@ class Replica:
         work = [self._queues[queue].submit(item._replace(picture=pixels), ticket) for item in items]
         outcomes = await asyncio.gather(*work, return_exceptions=True)
         if any(isinstance(outcome, StageDied) for outcome in outcomes):
-            self._end("its thread has died")
+            self._end("it has died")
         plain = [outcome.numpy() if isinstance(outcome, Tensor) else outcome for outcome in outcomes]
         return Reply(plain, emptied(ticket.runs), time.monotonic(), self._events.take())
 

@@ -22,6 +22,9 @@ Network = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 R = TypeVar("R")
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in so many, or `max`; of the container, inside one."""
+
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Runtime = Literal["auto", "eager", "openvino", "cudagraphs"]
@@ -66,8 +69,13 @@ def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", 
 
 
 def cores() -> int:
-    """That this process may use; a container's quota (`--cpus`) is not among what the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """That this process may use, by its affinity and its container's quota (`--cpus`, under cgroup v2)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # another system, or "max"
+        return allowed
 
 
 def set_cpu_threads(threads: int) -> int:

@@ -24,7 +24,7 @@ DOWNLOADS = "models/zoo/fetch.py"
 """A command, no part of the service, though it stands with the pairs that it makes."""
 ASKS_SERVERS = "app/cli/client.py"
 """The command line's client of the service: it downloads nothing, and the service does not know it."""
-ONE_THREADED_FILE = "app/crew.py"
+STARTS_THREADS = "app/crew.py"
 
 
 def imports(source: str, package: str = "") -> Iterator[str]:
@@ -136,7 +136,7 @@ def test_only_the_crew_starts_threads() -> None:
         if any(is_in(name, "threading.Thread") for name in imports(path.read_text(), "app"))
         or "threading.Thread(" in path.read_text()
     ]
-    assert starters in ([], [ONE_THREADED_FILE])
+    assert starters in ([], [STARTS_THREADS])
 
 
 def test_every_folder_of_code_has_its_place_in_the_table() -> None:

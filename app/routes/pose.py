@@ -263,14 +263,18 @@ def timed(ticket: Ticket, stage: str, queued: float | None = None) -> Iterator[N
 
 
 def timing(ticket: Ticket, total_s: float, also: Sequence[str] = ()) -> dict[str, float]:
-    """Milliseconds: decoding, run time of the batches that held this request, and the rest as `queued`."""
+    """Milliseconds in which something was decoded, or a batch ran that held this request, and the rest as `queued`."""
 
-    def seconds_of(*stages: str) -> list[float]:
-        return [run.seconds for run in ticket.runs if run.stage in stages]
+    def seconds_of(*stages: str) -> float:
+        seconds, until = 0.0, 0.0
+        for run in sorted(ticket.runs, key=lambda run: run.started):
+            if run.stage in stages:  # at the same time as another counts once
+                seconds += max(0.0, run.ended - max(run.started, until))
+                until = max(until, run.ended)
+        return seconds
 
-    seconds = {name: sum(seconds_of(name)) for name in also}
-    seconds |= {"decode": max(seconds_of("decode"), default=0.0)}
-    seconds |= {name: sum(seconds_of(*stages)) for name, stages in STAGES.items()}
+    seconds = {name: seconds_of(name) for name in also} | {"decode": seconds_of("decode")}
+    seconds |= {name: seconds_of(*stages) for name, stages in STAGES.items()}
     seconds |= {"queued": max(0.0, total_s - sum(seconds.values())), "total": total_s}
     return {name: round(1000 * value, 2) for name, value in seconds.items()}
 

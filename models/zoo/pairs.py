@@ -39,7 +39,7 @@ from models.zoo.networks import build_network
 
 @dataclass(frozen=True)
 class Pair:
-    """A loaded pair. The networks belong to whoever calls them: one thread each."""
+    """A loaded pair. On a CPU several threads may call a network at once, but for the detectors; elsewhere one."""
 
     manifest: Manifest
     device: torch.device
@@ -49,7 +49,7 @@ class Pair:
     small: PoseEstimator
     large: PoseEstimator
     more_detectors: tuple[Detector, ...] = ()
-    """The detector once more, for threads of their own."""
+    """The detector once more, for further threads."""
 
 
 def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
@@ -184,8 +184,8 @@ def load_pair(
     runtime: Runtime = "auto",
     detectors: int = 1,
 ) -> Pair:
-    """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many threads
-    will detect. Raises PairError."""
+    """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many are
+    to run at once. Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
     detector, *more_detectors = (

@@ -48,7 +48,9 @@ class Observed:
 class Worker:
     """A stage whose runs are remembered, and which waits while `gate` is closed. `fail` raises for an item."""
 
-    def __init__(self, *names: str, buckets=(1, 2, 4, 8), fail=lambda _items: None, **options) -> None:
+    def __init__(
+        self, *names: str, buckets=(1, 2, 4, 8), fail=lambda _items: None, places=1, **options
+    ) -> None:
         self.queues = [BatchQueue(name) for name in names or ("items",)]
         self.batches: list[list] = []
         self.threads: set[str] = set()
@@ -58,7 +60,7 @@ class Worker:
         self.fail = fail
         self.observed = Observed()
         self.stage = Stage(
-            "work", [self._run], self.queues, buckets=buckets, observer=self.observed, **options
+            "work", [self._run] * places, self.queues, buckets=buckets, observer=self.observed, **options
         )
         self.stage.start()
 
@@ -111,7 +113,7 @@ def on_loop(test):
 
 
 @on_loop
-async def test_rule_1_a_network_runs_in_one_thread_at_a_time_and_the_loop_is_never_blocked():
+async def test_rule_1_a_run_has_one_thread_at_a_time_and_the_loop_is_never_blocked():
     def run(_):
         running.append(1)
         at_once.append(len(running))
@@ -660,6 +662,22 @@ async def test_when_one_of_two_networks_dies_the_stage_has_died_and_everybody_is
     assert not twins.stage.alive
     assert await outcome(twins.queue.submit(3, new_ticket())) is StageDied
     twins.let_go[1].set()
+
+
+@on_loop
+async def test_a_batch_beside_another_needs_so_many_items():
+    worker = Worker(crew=Crew(2, LONG), places=2, least_beside=3)
+    await worker.hold()
+    futures = [worker.submit(item) for item in (1, 2)]
+    await asyncio.sleep(0.02)
+    assert worker.batches == []
+    futures.append(worker.submit(3))
+    while not worker.batches:
+        await asyncio.sleep(0.001)
+    assert worker.batches == [[1, 2]]  # rounded down to a bucket
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, 20, 30]
+    worker.end()
 
 
 class AcceleratorError(RuntimeError):

@@ -1,6 +1,10 @@
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from functools import partial
+
+import pytest
 
 from app.crew import Crew
 from tests.process import until
@@ -29,9 +33,9 @@ class Batches:
     def take(self) -> Callable[[], None]:
         self.waiting -= 1
         self._order.append(self.name)
-        return self._run
+        return partial(self.work)
 
-    def _run(self) -> None:
+    def work(self, *_: object) -> None:
         assert self.let_go.acquire(timeout=LONG)
 
     def end(self) -> None:
@@ -121,3 +125,34 @@ def test_joining_takes_no_longer_than_it_was_given() -> None:
     assert time.monotonic() - started < LONG / 2
     assert stage.ended == 0
     end(crew, stage)
+
+
+class Held:
+    """What a batch refers to."""
+
+
+def test_a_thread_that_waits_keeps_nothing_of_its_last_batch() -> None:
+    crew, order = Crew(1, LONG), []
+    stage, held = Batches(crew, order, "only"), Held()
+    gone = weakref.ref(held)
+    stage.work = partial(stage.work, held)
+    del held
+    crew.start()
+    stage.add()
+    stage.let_go.release()
+    assert until(lambda: order == ["only"])
+    del stage.work
+    assert until(lambda: gone() is None)
+    end(crew, stage)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_a_thread_ends_all_is_over_although_others_are_left() -> None:
+    crew = Crew(2, LONG)
+    stages = [Batches(crew, [], name) for name in ("first", "second")]
+    del stages[0].let_go
+    stages[0].__dict__["_order"] = None  # so that taking a batch raises
+    crew.start()
+    stages[0].add()
+    assert until(lambda: all(stage.ended for stage in stages))
+    assert not crew.alive

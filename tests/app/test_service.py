@@ -10,7 +10,7 @@ import torch
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from app.service import ASPECTS, BUCKETS, Service, build_stages, threads, warm
+from app.service import ASPECTS, BUCKETS, Service, build_stages, crew_size, side_by_side, warm
 from app.settings import Settings
 from models.zoo import PairError
 from tests.app.conftest import FakePair, picture_of
@@ -176,38 +176,46 @@ def test_people_of_many_requests_share_batches(serve, monkeypatch):
     assert 'dynpose_batch_size_bucket{le="1.0",stage="score"} 1.0' in client.get("/metrics").text
 
 
+def observer() -> Metrics:
+    return Metrics(version="", pair="", device="cpu", runtime="")
+
+
 def test_every_batch_size_and_usual_picture_is_warmed():
     pair, seen = FakePair(None), []
     pair.faults = {
         stage: lambda pictures, stage=stage: seen.append((stage, len(pictures), tuple(pictures[0].shape[:2])))
         for stage in ("detect", "score", "small", "large")
     }
-    stages = build_stages(pair, Metrics(version="", pair="", device="cpu", runtime=""), max_passed_over_s=0.2)
+    stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=2)
     warm(pair, stages)
     assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
     for stage, buckets in BUCKETS["cpu"].items():
         assert {size for name, size, _ in seen if name == stage} == set(buckets)
 
 
+def test_on_a_cpu_one_crew_runs_all_stages_and_two_batches_of_each_at_once():
+    pair = FakePair(None)
+    pair.more_detectors = (pair.detector,)
+    stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=2)
+    assert {stage.name: stage.slots for stage in stages} == dict.fromkeys(
+        ("detect", "score", "small", "large"), 2
+    )
+    assert len({id(stage.crew) for stage in stages}) == 1
+
+
 @pytest.mark.parametrize(
-    ("cores", "each", "device", "at_once"),
-    [
-        (2, 1, "cpu", 2),
-        (8, 2, "cpu", 4),
-        (64, 8, "cpu", 5),
-        (2, 2, "cpu", 1),
-        (1, 4, "cpu", 1),
-        (2, 1, "cuda", 5),
-    ],
+    ("cores", "each", "size", "at_once"), [(2, 1, 2, 2), (8, 2, 4, 2), (2, 2, 1, 1), (1, 4, 1, 1)]
 )
-def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, each, device, at_once, monkeypatch):
+def test_no_more_networks_run_at_once_than_there_are_cores_for(cores, each, size, at_once, monkeypatch):
     monkeypatch.setattr("app.service.cores", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: each)
-    assert threads(torch.device(device), networks=5) == at_once
+    assert crew_size() == size
+    assert side_by_side(torch.device("cpu")) == at_once
+    assert side_by_side(torch.device("cuda")) == 1
 
 
 def test_all_stages_share_the_cores(serve, monkeypatch):
-    monkeypatch.setattr("app.service.threads", lambda _device, _networks: 1)
+    monkeypatch.setattr("app.service.crew_size", lambda: 1)
     client = serve(mode="fixed")
     running, seen = [], []
 

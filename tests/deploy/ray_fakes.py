@@ -78,7 +78,9 @@ class Loader:
         self.wishes = wishes
 
     def __call__(self, name: str, settings: Settings, observer: Observer) -> Stage:
-        stages = build_stages(RemotePair(self.wishes), observer, settings.max_passed_over_ms / 1000)
+        stages = build_stages(
+            RemotePair(self.wishes), observer, settings.max_passed_over_ms / 1000, at_once=1
+        )
         return next(stage for stage in stages if stage.name == name)
 
 

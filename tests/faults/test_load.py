@@ -192,7 +192,7 @@ class Mix:
         await self.ask("POST", "/pose", body, "image/jpeg", 200)
 
     async def every_shape(self) -> None:
-        """Pictures of every shape that the detector's input can have, each for both of its threads: it keeps 2 MB for
+        """Pictures of every shape that a detector's input can have, each for both of them: they keep 2 MB for
         each, and the rare ones would come late."""
         for short in range(32, 513, 32):
             for size in ((512, short), (short, 512)):

@@ -5,9 +5,11 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ from models.runtime import compile_network, resolve_runtime
 from models.zoo import Pair, load_pair, load_router, named_entry, read_manifest, save_weights
 from models.zoo import pairs as pairs_module
 from models.zoo.manifest import RouterEntry
+from tests.process import until
 
 if importlib.util.find_spec("openvino") is None:  # not importorskip: an import from here would report itself
     pytest.skip("needs the package openvino", allow_module_level=True)
@@ -80,6 +83,42 @@ def test_several_threads_may_ask_at_once(size: tuple[int, int] | None) -> None:
     with ThreadPoolExecutor(3) as threads:
         for batch, found in zip(batches, threads.map(network, batches), strict=True):
             assert torch.allclose(found, reference(batch), atol=1e-5)
+
+
+class Request:
+    """An infer request that notes how many it is asked for, and waits where it is told to."""
+
+    def __init__(self, size: int, asked: list[int], wait: dict[int, threading.Event]) -> None:
+        self.size, self.asked, self.wait = size, asked, wait
+
+    def infer(self, inputs: dict[int, np.ndarray], **_: bool) -> list[np.ndarray]:
+        assert len(inputs[0]) == self.size
+        self.asked.append(self.size)
+        if self.size in self.wait:
+            assert self.wait[self.size].wait(30)
+        return [inputs[0].copy()]
+
+
+def test_while_one_thread_is_in_the_network_of_four_another_takes_that_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = compile_network(small_network(), CPU, torch.float32, "openvino", size=(32, 32))
+    asked: list[int] = []
+    wait = {4: threading.Event()}
+    core = SimpleNamespace(
+        compile_model=lambda model, *_: SimpleNamespace(
+            create_infer_request=lambda: Request(model.input(0).partial_shape[0].get_length(), asked, wait)
+        )
+    )
+    monkeypatch.setattr("models.openvino._core", lambda: core)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(network, torch.zeros(6, 3, 32, 32))
+        assert until(lambda: asked == [4])
+        assert len(network(torch.zeros(5, 3, 32, 32))) == 5
+        assert asked == [4, *[1] * 5]
+        wait[4].set()
+        assert len(first.result(30)) == 6
+    assert asked == [4, *[1] * 7]
 
 
 def test_an_answer_outlives_the_next_one() -> None:

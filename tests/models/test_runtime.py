@@ -1,8 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from models.runtime import compile_network, resolve_device, resolve_dtype, set_cpu_threads
+from models.runtime import compile_network, cores, resolve_device, resolve_dtype, set_cpu_threads
 
 CPU = torch.device("cpu")
 
@@ -47,3 +50,29 @@ def test_threads_are_set_for_torch():
         assert set_cpu_threads(0) >= 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("6400000 100000", 8),
+        ("", 8),
+    ],
+)
+def test_a_containers_quota_counts_in_whole_cores(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("models.runtime.QUOTA", tmp_path / "cpu.max")
+    assert cores() == expected
+
+
+def test_without_quotas_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    monkeypatch.setattr("models.runtime.QUOTA", tmp_path / "absent")
+    assert cores() == 3

@@ -3,6 +3,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from tests.app.conftest import picture_of
+from tests.process import until
 
 NAMES = {
     "dynpose_requests",
@@ -26,6 +27,7 @@ NAMES = {
     "dynpose_difficulty_drift",
     "dynpose_stage_cost_seconds",
     "dynpose_stage_batch_limit",
+    "dynpose_stage_slots",
     "dynpose_config_changes",
     "dynpose_build_info",
     "process_resident_memory_bytes",
@@ -86,8 +88,11 @@ def test_the_split_is_reported_with_its_infinities(client):
 
 def test_stages_and_queues_are_timed(client):
     post(client, [0.41, 0.47, 0.56])
+    stages = ("detect", "score", "small", "large")
+    # Reported after the answer.
+    assert until(lambda: all(("dynpose_batch_size_count", stage) in samples(client) for stage in stages))
     found = samples(client)
-    for stage in ("detect", "score", "small", "large"):
+    for stage in stages:
         assert found["dynpose_batch_size_count", stage] >= 1
         assert found["dynpose_stage_duration_seconds_sum", stage] > 0
         assert ("dynpose_stage_cost_seconds", *sorted([stage, "per_item"])) in found

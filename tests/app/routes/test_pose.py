@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from app.batching import Run, Ticket
+from app.routes.pose import timing
 from tests.app.conftest import picture_of
 
 EASY, HARD, EXTREME = 0.41, 0.47, 0.56
@@ -420,3 +422,16 @@ def test_bodies_that_have_no_room_are_refused_before_they_are_read(serve):
             post(client, iter([PEOPLE])), 429, "overloaded"
         )  # of unknown length, so it may be as long as any
         assert post(client, picture_of([HARD])).status_code == 200
+
+
+def test_batches_that_run_at_the_same_time_count_once_in_the_timing():
+    ticket = Ticket("request", 0.0)
+    for stage, started, ended in (
+        ("small", 1.0, 3.0),
+        ("large", 2.0, 4.0),
+        ("large", 2.5, 3.5),
+        ("small", 5.0, 6.0),
+    ):
+        ticket.runs.append(Run(stage, started, started, ended, 1))
+    found = timing(ticket, total_s=7.0)
+    assert found == {"decode": 0, "detect": 0, "score": 0, "estimate": 4000, "queued": 3000, "total": 7000}
