@@ -292,7 +292,7 @@ class Stage:
                 alone.add(size, clock() - begun)
             for other in others:
                 run([other])
-        self.limit = alone.useful(self._buckets)
+        self.limit = max(alone.useful(self._buckets), min(self._least_beside, self._buckets[-1]))
 
     def start(self) -> None:
         """Start the crew, if that has not been done. On the event loop whose futures the queues complete."""

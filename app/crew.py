@@ -11,7 +11,7 @@ class Member(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a batch could start now: something waits, and a network is free."""
+        """Whether a batch could start now."""
 
     @property
     def oldest(self) -> float:
@@ -62,7 +62,7 @@ class Crew:
                 thread.start()
 
     def drain(self) -> None:
-        """Let the threads end once nothing waits. Returns at once; see `join`."""
+        """Let the threads end once no batch can start. Returns at once; see `join`."""
         with self.wake:
             self._draining = True
             self.wake.notify_all()

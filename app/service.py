@@ -38,7 +38,7 @@ on a CPU 0.2 GB for eight pictures and sixteen people of the large net, and the 
 of its input. HRNet-W32 does twice the people a second in batches of 64 on an H200 that it does in batches of 16."""
 
 LEAST_BESIDE = {"detect": 1, "score": PIECES[0], "small": PIECES[0], "large": PIECES[0]}
-"""Items with which a stage starts a batch beside another. Fewer would need the same one of a network's two sizes, and
+"""Items with which a stage starts a batch beside another. Fewer might need the same one of a network's two sizes, and
 wait for it while the thread could do something else."""
 
 ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))

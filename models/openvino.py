@@ -94,24 +94,28 @@ def _compile(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
             shaped.reshape([size, height, width, channels])
         return _core().compile_model(shaped, "CPU", properties).create_infer_request()
 
-    def run_piece(inputs: NDArray[np.float32]) -> Tensor:
-        """The first of `inputs`, as many as the largest network takes that is free; the smallest is waited for."""
+    def run_pieces(inputs: NDArray[np.float32]) -> list[Tensor]:
+        """Of `inputs` as many as make whole pieces for the largest network that is free; the smallest is waited for."""
         size = next(
             size for size in sizes if size <= len(inputs) and free[size].acquire(blocking=size == sizes[-1])
         )
         try:
+            step = size or len(inputs)
+            pieces = (inputs[begin : begin + step] for begin in range(0, len(inputs) - step + 1, step))
             # Outputs are copied: the request's own are overwritten by its next run.
-            piece = {0: inputs[: size or None]}
-            return torch.from_numpy(request(size).infer(piece, share_inputs=True, share_outputs=False)[0])
+            found = [
+                request(size).infer({0: each}, share_inputs=True, share_outputs=False)[0] for each in pieces
+            ]
+            return list(map(torch.from_numpy, found))
         finally:
             free[size].release()
 
     def run(batch: Tensor) -> Tensor:
         # Crops have their channels last, so that this copies nothing.
         inputs = batch.to("cpu", torch.float32).permute(0, 2, 3, 1).contiguous().numpy()
-        outputs = [run_piece(inputs)]
-        while (done := sum(map(len, outputs))) < len(inputs):
-            outputs.append(run_piece(inputs[done:]))
+        outputs = run_pieces(inputs)
+        if (done := sum(map(len, outputs))) < len(inputs):
+            outputs += run_pieces(inputs[done:])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return run

@@ -275,7 +275,8 @@ def timing(ticket: Ticket, total_s: float, also: Sequence[str] = ()) -> dict[str
 
     seconds = {name: seconds_of(name) for name in also} | {"decode": seconds_of("decode")}
     seconds |= {name: seconds_of(*stages) for name, stages in STAGES.items()}
-    seconds |= {"queued": max(0.0, total_s - sum(seconds.values())), "total": total_s}
+    worked = seconds_of("decode", *also, *(stage for stages in STAGES.values() for stage in stages))
+    seconds |= {"queued": max(0.0, total_s - worked), "total": total_s}
     return {name: round(1000 * value, 2) for name, value in seconds.items()}
 
 

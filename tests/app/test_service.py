@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -197,10 +198,41 @@ def test_on_a_cpu_one_crew_runs_all_stages_and_two_batches_of_each_at_once():
     pair = FakePair(None)
     pair.more_detectors = (pair.detector,)
     stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=2)
-    assert {stage.name: stage.slots for stage in stages} == dict.fromkeys(
-        ("detect", "score", "small", "large"), 2
-    )
+    names = ("detect", "score", "small", "large")
+    assert {stage.name: stage.slots for stage in stages} == dict.fromkeys(names, 2)
     assert len({id(stage.crew) for stage in stages}) == 1
+
+
+def test_a_second_batch_of_a_persons_stage_waits_for_four(serve):
+    """OpenVINO's network of one might be in use by the first."""
+    client = serve(mode="fixed")
+    entered, go_on, sizes = threading.Event(), threading.Event(), []
+
+    def hold(people):
+        sizes.append(len(people))
+        entered.set()
+        assert go_on.wait(10)
+
+    client.pair.faults["large"] = hold
+    image = {"Content-Type": "image/png"}
+    with ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(client.post, "/pose", content=picture_of([0.47]), headers=image)]
+        assert entered.wait(10)
+        answers.append(clients.submit(client.post, "/pose", content=picture_of([0.47] * 3), headers=image))
+        hard = client.service.pipeline.queues.hard
+        assert until(lambda: hard.depth == 3)
+        time.sleep(0.02)
+        assert sizes == [1]
+        go_on.set()
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+
+
+def test_on_a_gpu_each_stage_has_a_thread(monkeypatch):
+    monkeypatch.setattr("app.service.own_stream", lambda run, _: run)
+    pair = FakePair(None)
+    pair.device = torch.device("cuda")
+    stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=1)
+    assert len({id(stage.crew) for stage in stages}) == 4
 
 
 @pytest.mark.parametrize(

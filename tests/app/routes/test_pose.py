@@ -426,12 +426,13 @@ def test_bodies_that_have_no_room_are_refused_before_they_are_read(serve):
 
 def test_batches_that_run_at_the_same_time_count_once_in_the_timing():
     ticket = Ticket("request", 0.0)
-    for stage, started, ended in (
+    runs = [
         ("small", 1.0, 3.0),
         ("large", 2.0, 4.0),
         ("large", 2.5, 3.5),
         ("small", 5.0, 6.0),
-    ):
-        ticket.runs.append(Run(stage, started, started, ended, 1))
+        ("detect", 3.5, 4.5),
+    ]
+    ticket.runs += [Run(stage, started, started, ended, 1) for stage, started, ended in runs]
     found = timing(ticket, total_s=7.0)
-    assert found == {"decode": 0, "detect": 0, "score": 0, "estimate": 4000, "queued": 3000, "total": 7000}
+    assert found == {"decode": 0, "detect": 1000, "score": 0, "estimate": 4000, "queued": 2500, "total": 7000}
