@@ -167,12 +167,19 @@ def _read(cache: Path) -> Any:
     """The model that `_keep` put there, None without one that can be read."""
     path = cache / "network.xml"
     try:
-        model = _core().read_model(path) if path.is_file() else None
-    except (OSError, RuntimeError):  # damaged
+        sizes = tuple(file.stat().st_size for file in (path, path.with_suffix(".bin")))
+        model = _read_file(path, sizes)
+    except (OSError, RuntimeError):  # absent or damaged
         return None
     with contextlib.suppress(OSError):
         path.touch()
     return model
+
+
+@functools.lru_cache(maxsize=1)
+def _read_file(path: Path, sizes: tuple[int, ...]) -> Any:  # noqa: ARG001
+    """A second detector shares the weights of the first: 40 MB. sizes: of the files, which tell a damaged one."""
+    return _core().read_model(path)
 
 
 def _keep(model: Any, cache: Path) -> None:
