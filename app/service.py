@@ -115,12 +115,12 @@ class Service:
 
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""
+        at_once = side_by_side(self.device)
         pair = await asyncio.to_thread(
-            load_pair, self.manifest, self.device, self.dtype, self.runtime, side_by_side(self.device)
+            load_pair, self.manifest, self.device, self.dtype, self.runtime, at_once
         )
         if self.status == "loading":
             self.status = "warming"
-        at_once = side_by_side(self.device)
         stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000, at_once)
         await asyncio.to_thread(warm, pair, stages)
         return stages
@@ -171,8 +171,8 @@ class Service:
 
 
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_once: int) -> list[Stage]:
-    """The four stages and their five queues. at_once: batches of one stage that may run side by side; elsewhere than on
-    a CPU 1. There all stages share a crew, on a GPU each has its own thread."""
+    """The four stages and their five queues. On a CPU one crew runs them all, on a GPU each has its own thread.
+    at_once: batches of one stage that may run side by side, 1 on a GPU; as many detectors as `pair` has."""
     queues: dict[str, BatchQueue[Any, Any]] = {name: BatchQueue(name) for name in Queues.__annotations__}
     size = min(crew_size(), len(BUCKETS["cpu"]) * at_once)
     crew = Crew(size, MAX_THREAD_WAIT_S) if pair.device.type == "cpu" else None

@@ -265,9 +265,11 @@ def timed(ticket: Ticket, stage: str, queued: float | None = None) -> Iterator[N
 def timing(ticket: Ticket, total_s: float, also: Sequence[str] = ()) -> dict[str, float]:
     """Milliseconds in which something was decoded, or a batch ran that held this request, and the rest as `queued`."""
 
+    runs = sorted(ticket.runs, key=lambda run: run.started)
+
     def seconds_of(*stages: str) -> float:
         seconds, until = 0.0, 0.0
-        for run in sorted(ticket.runs, key=lambda run: run.started):
+        for run in runs:
             if run.stage in stages:  # at the same time as another counts once
                 seconds += max(0.0, run.ended - max(run.started, until))
                 until = max(until, run.ended)
