@@ -5,7 +5,8 @@
                                                               └─ s >= k2       extremely hard  ─> small net
 
 A person travels alone between the router and the answer: the people of one picture may take different routes, and
-the people of many requests share a batch. What travels is (picture, bbox); every network cuts its own crop.
+the people of many requests share a batch. What travels is (picture, bbox); every network cuts its own crop. A router
+that has the pair's small net in it gives its keypoints along with the score, and then that net need not run again.
 """
 
 import asyncio
@@ -61,6 +62,13 @@ class DetectItem(NamedTuple):
     min_score: float
 
 
+class Score(NamedTuple):
+    """keypoints: the small net's, where the router has run that very net on the person's crop."""
+
+    difficulty: float
+    keypoints: Keypoints | None
+
+
 class PersonItem(NamedTuple):
     picture: Tensor
     bbox: Bbox
@@ -92,7 +100,7 @@ class ImageResult:
 @dataclass(frozen=True, slots=True)
 class Queues:
     detect: BatchQueue[DetectItem, Tensor]
-    score: BatchQueue[PersonItem, float]
+    score: BatchQueue[PersonItem, Score]
     easy: BatchQueue[PersonItem, Keypoints]
     hard: BatchQueue[PersonItem, Keypoints]
     extremely_hard: BatchQueue[PersonItem, Keypoints]
@@ -142,13 +150,16 @@ class Pipeline:
         choice = request.options.estimator
         route: Route | None = None
         difficulty: float | None = None
+        found: Keypoints | None = None
         if choice == "auto":
-            difficulty = await self.queues.score.submit(item, request.ticket)
+            difficulty, seen = await self.queues.score.submit(item, request.ticket)
             route = self._route(difficulty, request)
             choice = "large" if route is Route.hard else "small"
+            found = seen if choice == "small" and not item.flip_test else None
         else:
             self.metrics.forced(choice)
-        found = await self.queues.of(route, choice).submit(item, request.ticket)
+        if found is None:
+            found = await self.queues.of(route, choice).submit(item, request.ticket)
         if not all(map(math.isfinite, chain.from_iterable(found))):
             self.metrics.failed(choice)
             return None
@@ -193,16 +204,19 @@ def detect_stage(detector: Detector) -> Callable[[list[DetectItem]], list[Tensor
     return run
 
 
-def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[float]]:
-    """People -> difficulty of each, 0 to 1. A score that is not finite is a failure of that person's item."""
+def score_stage(pair: Pair) -> Callable[[list[PersonItem]], list[Score]]:
+    """People -> difficulty of each, 0 to 1, and what the router knows of the pose. A difficulty that is not finite is
+    a failure of that person's item."""
 
-    def run(items: list[PersonItem]) -> list[float]:
+    def run(items: list[PersonItem]) -> list[Score]:
         boxes = torch.tensor([item.bbox for item in items])
         bbox_scores = torch.tensor([item.bbox_score for item in items])
-        difficulty: list[float] = pair.router([item.picture for item in items], boxes, bbox_scores).tolist()
-        if not all(map(math.isfinite, difficulty)):
+        pictures = [item.picture for item in items]
+        difficulty, keypoints = pair.router.with_keypoints(pictures, boxes, bbox_scores)
+        if not difficulty.isfinite().all():
             raise FloatingPointError("the router's score is not finite")
-        return difficulty
+        poses = [None] * len(items) if keypoints is None else keypoints.tolist()
+        return list(map(Score, difficulty.tolist(), poses))
 
     return run
 

@@ -120,8 +120,8 @@ class Stages:
             for row, each in zip(rows, found, strict=True):
                 boxes[row] = each
         people = [(picture, box) for picture, each in zip(pictures, boxes, strict=True) for box in each]
-        keypoints: dict[int, Tensor] = {}
-        for net, members in self._route(people).items():
+        routed, keypoints = self._route(people)
+        for net, members in routed.items():
             estimator = self.pair.large if net == "large" else self.pair.small
             for group in batches(members, self.batches[net]):
                 with self._clock(net):
@@ -130,19 +130,23 @@ class Stages:
         rest = iter([keypoints[index] for index in range(len(people))])
         return [(each, list(itertools.islice(rest, len(each)))) for each in boxes]
 
-    def _route(self, people: Sequence[Boxed]) -> dict[str, list[int]]:
-        """Net -> the people it gets."""
+    def _route(self, people: Sequence[Boxed]) -> tuple[dict[str, list[int]], dict[int, Tensor]]:
+        """Net -> the people it gets, and the keypoints (K, 3) of those of whom the router has them already."""
         routed: dict[str, list[int]] = {"small": [], "large": []}
+        keypoints: dict[int, Tensor] = {}
         for group in batches(range(len(people)), self.batches["score"]):
             chosen = [people[index] for index in group]
             with self._clock("score"):
                 scores = torch.stack([box[4] for _, box in chosen])
-                difficulties = self.pair.router(*stacked(chosen), scores).tolist()
-            for index, difficulty in zip(group, difficulties, strict=True):
+                difficulties, known = self.pair.router.with_keypoints(*stacked(chosen), scores)
+            for row, (index, difficulty) in enumerate(zip(group, difficulties.tolist(), strict=True)):
                 route = self.policy.snapshot.route(difficulty)
                 self.policy.observe(difficulty, route, own_p=True)
-                routed["large" if route is Route.hard else "small"].append(index)
-        return routed
+                if route is Route.hard or known is None:
+                    routed["large" if route is Route.hard else "small"].append(index)
+                else:
+                    keypoints[index] = known[row]
+        return routed, keypoints
 
     @contextlib.contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
@@ -190,17 +194,20 @@ def best_batches(pair: Pair, posts: Sequence[Post], rounds: int = 3) -> dict[str
 @dataclass(frozen=True)
 class Given:
     """Milliseconds a person, boxes given, of the router, the small and the large net and of all three with half of the
-    people at each net (`routed`), in turn over some rounds: all of them."""
+    people at each net (`routed`), in turn over some rounds: all of them. small_in_router: the router has the small
+    net's keypoints, so that `routed` does without it."""
 
     people: int
     ms: Mapping[str, Sequence[float]]
+    small_in_router: bool = False
 
     def median(self, name: str) -> float:
         return statistics.median(self.ms[name])
 
     @property
     def over_ideal(self) -> float:
-        """Cost of the routed pair in shares of p T_large + (1 - p) T_small + T_router; median of the rounds."""
+        """Cost of the routed pair in shares of p T_large + (1 - p) T_small + T_router, median of the rounds: below 1
+        where the router has the small net in it."""
         rounds = zip(self.ms["routed"], *(self.ms[net] for net in ("router", "small", "large")), strict=True)
         return float(
             statistics.median(
@@ -215,7 +222,8 @@ class Given:
             f"{1e3 / self.median(name):.1f} people/s, {self.median(name) / large:.3f} of the large net"
             for name, ms in self.ms.items()
         ]
-        ceiling = large / (0.5 * large + 0.5 * self.median("small") + self.median("router"))
+        small = 0.0 if self.small_in_router else self.median("small")
+        ceiling = large / (0.5 * large + 0.5 * small + self.median("router"))
         lines.append(
             f"large / small {large / self.median('small'):.1f}; at p = 0.5 {large / self.median('routed'):.2f} times "
             f"the people/s of the large net alone, ceiling {ceiling:.2f}; {self.people} people"
@@ -229,11 +237,12 @@ def given(pair: Pair, posts: Sequence[Post], batch: int, rounds: int = 5) -> Giv
     _, people = _people(pair, posts)
 
     def routed() -> None:
-        _score(pair, people, batch)
+        known = _score(pair, people, batch)
         _estimate(pair.large, people[::2], batch)
-        _estimate(pair.small, people[1::2], batch)
+        if not known:
+            _estimate(pair.small, people[1::2], batch)
 
-    runs: dict[str, Callable[[], None]] = {
+    runs: dict[str, Callable[[], object]] = {
         "router": lambda: _score(pair, people, batch),
         "small": lambda: _estimate(pair.small, people, batch),
         "large": lambda: _estimate(pair.large, people, batch),
@@ -245,7 +254,7 @@ def given(pair: Pair, posts: Sequence[Post], batch: int, rounds: int = 5) -> Giv
             started = time.perf_counter()
             execute()
             ms[name].append(1e3 * (time.perf_counter() - started) / len(people))
-    return Given(len(people), dict(ms))
+    return Given(len(people), dict(ms), _score(pair, people[:1], 1))
 
 
 def _people(pair: Pair, posts: Sequence[Post]) -> tuple[list[Tensor], list[Boxed]]:
@@ -255,9 +264,13 @@ def _people(pair: Pair, posts: Sequence[Post]) -> tuple[list[Tensor], list[Boxed
     ]
 
 
-def _score(pair: Pair, people: Sequence[Boxed], batch: int) -> None:
+def _score(pair: Pair, people: Sequence[Boxed], batch: int) -> bool:
+    """Whether the router has the small net's keypoints of all."""
+    known = True
     for group in batches(people, batch):
-        pair.router(*stacked(group), torch.stack([box[4] for _, box in group]))
+        scores = torch.stack([box[4] for _, box in group])
+        known &= pair.router.with_keypoints(*stacked(group), scores)[1] is not None
+    return known
 
 
 def _estimate(estimator: PoseEstimator, people: Sequence[Boxed], batch: int) -> None:

@@ -27,11 +27,13 @@ NETS = ("router", "small", "large")
 class Costs:
     """Of one person, by net (`router`, `small`, `large`). macs: multiply-accumulates of the networks, empty where they
     were not counted. seconds: crop, network and decoding, in batches, one net at a time. flip_test: whether both have
-    the pose nets' second pass in them, over the mirrored crop."""
+    the pose nets' second pass in them, over the mirrored crop. small_in_router: whom the router leaves to the small net
+    costs nothing more, as it has run that net itself."""
 
     macs: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     flip_test: bool = False
+    small_in_router: bool = False
 
     def macs_at(self, share: float) -> float:
         """Of a person when this share goes to the large net (paper, section 4.1); without the detector."""
@@ -42,7 +44,8 @@ class Costs:
         return 1 / self._mean(self.seconds, share)
 
     def _mean(self, of: dict[str, float], share: float) -> float:
-        return of["router"] + (1 - share) * of["small"] + share * of["large"]
+        small = 0.0 if self.small_in_router else of["small"]
+        return of["router"] + (1 - share) * small + share * of["large"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def estimate(
             {name: value * (1 + (flip_test and name != "router")) for name, value in (macs or {}).items()},
             {name: value / len(found) for name, value in seconds.items()},
             flip_test,
+            isinstance(pair.router, PoseScorer) and pair.router.small is not None and not flip_test,
         ),
     )
 
@@ -134,7 +138,7 @@ def ask(
 ) -> Tensor:
     """Difficulties (N,) of the router, keypoints (N, K, 3) of the small or large net."""
     if name == "router":
-        return pair.router(pictures, boxes, scores)
+        return pair.router.with_keypoints(pictures, boxes, scores)[0]  # as it is in the service
     net = pair.small if name == "small" else pair.large
     return net(pictures, boxes, flip_test=flip_test)
 

@@ -98,7 +98,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     folder, how = str(manifest.folder), (device, dtype, runtime)
     load: dict[str, tuple[str, Callable[[], Any]]] = {
         "detect": ("detector", lambda: load_detector(folder, manifest.detector, *how)),
-        "score": ("router", lambda: load_router(folder, manifest.router, *how)),
+        "score": ("router", lambda: load_router(folder, manifest.router, *how, manifest.small)),
         "small": ("small", lambda: load_estimator(folder, manifest.small, *how)),
         "large": ("large", lambda: load_estimator(folder, manifest.large, *how)),
     }

@@ -56,31 +56,38 @@ class PoseEstimator:
         SimCC net's two peaks. Peaks are raw, as MMPose ranks poses by them, not probabilities: trained towards 1, they
         pass it now and then, and may be below 0.
         """
-        width, height = self.input_size
-        center, scale = center_scale(boxes, aspect=width / height, padding=self.padding)
-        crops = normalize(
-            cut_crops(pictures, crop_matrix(center, scale, self.input_size, udp=self.udp), self.input_size),
-            self.normalization,
-        )
+        matrices = crop_matrix(*self._frame(boxes), self.input_size, udp=self.udp)
+        crops = normalize(cut_crops(pictures, matrices, self.input_size), self.normalization)
         output = self.network(crops)
-        mirrored = self.network(crops.flip(3)) if flip_test else None
+        if flip_test:
+            output = (output + self._flipped(self.network(crops.flip(3)))) / 2
+        return self.keypoints(output, boxes)
+
+    def keypoints(self, output: Tensor, boxes: Tensor) -> Tensor:
+        """What the network's output for the crops of `boxes` (N, 4) says, as `__call__` returns it."""
         if self.codec == "simcc":
-            points, scores = self._read_vectors(output, mirrored)
+            x, y = self._vectors(output)
+            points, scores = decode_simcc(x, y, output.shape[2] / sum(self.input_size))
             size = self.input_size
         else:
-            if mirrored is not None:
-                output = (output + flip_heatmaps(mirrored, not self.udp, self.skeleton)) / 2
             points, scores = decode(output, self.codec)
             size = (output.shape[3], output.shape[2])
-        points = to_picture(points.cpu(), center, scale, size, udp=self.udp)
+        points = to_picture(points.cpu(), *self._frame(boxes), size, udp=self.udp)
         return torch.cat([points, scores.cpu().unsqueeze(-1)], dim=-1).float()
 
-    def _read_vectors(self, joined: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Points (N, K, 2) in crop pixels and scores (N, K)."""
-        split_ratio = joined.shape[2] / sum(self.input_size)
-        bins = round(self.input_size[0] * split_ratio)
-        x, y = joined[:, :, :bins], joined[:, :, bins:]
-        if mirrored is not None:
-            flipped = flip_simcc(mirrored[:, :, :bins], mirrored[:, :, bins:], self.skeleton)
-            x, y = (x + flipped[0]) / 2, (y + flipped[1]) / 2
-        return decode_simcc(x, y, split_ratio)
+    def _frame(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre and size of the crops."""
+        width, height = self.input_size
+        return center_scale(boxes, aspect=width / height, padding=self.padding)
+
+    def _flipped(self, output: Tensor) -> Tensor:
+        """The network's output for mirrored crops as if for the crops themselves."""
+        if self.codec == "simcc":
+            return torch.cat(flip_simcc(*self._vectors(output), self.skeleton), dim=2)
+        return flip_heatmaps(output, not self.udp, self.skeleton)
+
+    def _vectors(self, joined: Tensor) -> tuple[Tensor, Tensor]:
+        """Both vectors of a SimCC net's output."""
+        width, height = self.input_size
+        bins = round(joined.shape[2] * width / (width + height))
+        return joined[:, :, :bins], joined[:, :, bins:]

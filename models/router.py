@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.defaults import ROUTER_SIZE
+from models.estimator import PoseEstimator
 from models.geometry import center_scale, crop_matrix, cut_crops, normalize
 from models.runtime import Network
 from models.tinypose import CHANNELS, TinyPose
@@ -128,6 +129,12 @@ class DifficultyScorer:
         boxes; the paper's router does not look at them. Returns (N,) float32 on the CPU."""
         return self.network(normalize(router_crops(pictures, boxes))).cpu()
 
+    def with_keypoints(
+        self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `PoseScorer.with_keypoints`; there are none."""
+        return self(pictures, boxes, scores), None
+
 
 def router_crops(pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """(N, 3, 256, 192) uint8: what the router sees."""
@@ -141,7 +148,8 @@ POSE_FEATURES = sum(CHANNELS) + 2 * CHANNELS[0] + 2 * 17
 
 
 class PoseFeatures(nn.Module):
-    """What a pose net makes of normalised crops (N, 3, 128, 96), pooled: (N, POSE_FEATURES) float32."""
+    """What a pose net makes of normalised crops (N, 3, 128, 96), pooled, and its heatmaps: (N, POSE_FEATURES + their
+    cells) float32, as `features_and_heatmaps` takes them apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +163,15 @@ class PoseFeatures(nn.Module):
         shares = shares / shares.sum(2, keepdim=True)
         entropy = -(shares * shares.log()).sum(2)
         pooled = [x.float().mean((2, 3)) for x in (*branches, joints)]
-        return torch.cat([*pooled, joints.float().amax((2, 3)), heatmaps.amax(2), entropy], dim=1)
+        pooled += [joints.float().amax((2, 3)), heatmaps.amax(2), entropy]
+        return torch.cat([*pooled, heatmaps.flatten(1)], dim=1)
+
+
+def features_and_heatmaps(joined: Tensor) -> tuple[Tensor, Tensor]:
+    """Of what `PoseFeatures` gives: (N, POSE_FEATURES) and (N, 17, 32, 24)."""
+    width, height = POSE_SIZE
+    heatmaps = joined[:, POSE_FEATURES:].reshape(len(joined), -1, height // 4, width // 4)
+    return joined[:, :POSE_FEATURES], heatmaps
 
 
 class GainHead(nn.Module):
@@ -198,25 +214,43 @@ class PoseRouter(nn.Module):
 
 
 class PoseScorer:
-    """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32."""
+    """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32.
+
+    small: the pair's small net, where `network` holds the very same and sees the same crops; then what it says of a
+    person need not be computed again.
+    """
 
     input_size = POSE_SIZE
 
-    def __init__(self, network: Network, head: nn.Module) -> None:
+    def __init__(self, network: Network, head: nn.Module, small: PoseEstimator | None = None) -> None:
         self.network = network
         self.head = head.eval().requires_grad_(False)
+        self.small = small
 
     def features(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
         """(N, POSE_FEATURES + BOX_FEATURES) float32 on the CPU."""
-        center, scale = center_scale(boxes)
-        crops = cut_crops(pictures, crop_matrix(center, scale, POSE_SIZE), POSE_SIZE)
-        pose = self.network(normalize(crops)).cpu()
-        return torch.cat([pose, box_features(pictures, boxes, scores)], dim=1)
+        return self._look(pictures, boxes, scores)[0]
 
     def __call__(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
         """As DifficultyScorer; scores: (N,) of the boxes, 1 for a box that is known to be right."""
         with torch.inference_mode():
             return self.head(self.features(pictures, boxes, scores))  # type: ignore[no-any-return]
+
+    def with_keypoints(
+        self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Difficulties, and the small net's keypoints (N, K, 3) as of a `PoseEstimator`; None where it is another."""
+        with torch.inference_mode():
+            features, heatmaps = self._look(pictures, boxes, scores)
+            keypoints = None if self.small is None else self.small.keypoints(heatmaps, boxes)
+            return self.head(features), keypoints
+
+    def _look(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Features on the CPU, and heatmaps."""
+        center, scale = center_scale(boxes)
+        crops = cut_crops(pictures, crop_matrix(center, scale, POSE_SIZE), POSE_SIZE)
+        pose, heatmaps = features_and_heatmaps(self.network(normalize(crops)))
+        return torch.cat([pose.cpu(), box_features(pictures, boxes, scores)], dim=1), heatmaps
 
 
 def box_features(pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:

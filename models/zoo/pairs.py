@@ -13,10 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from models.defaults import ROUTER_SIZE
+from models.defaults import PADDING, ROUTER_SIZE
 from models.detector import YOLOS, Detector, YoloDetector, load_yolo, read_ultralytics
 from models.estimator import PoseEstimator
-from models.router import POSE_SIZE, DifficultyScorer, PoseRouter, PoseScorer, Router, RouterConfig
+from models.geometry import IMAGENET
+from models.router import (
+    POSE_SIZE,
+    DifficultyScorer,
+    PoseRouter,
+    PoseScorer,
+    Router,
+    RouterConfig,
+    features_and_heatmaps,
+)
 from models.runtime import Network, Runtime, compile_network
 from models.skeleton import SKELETONS
 from models.zoo import checkpoints, onnx
@@ -94,8 +103,12 @@ def load_estimator(
 ) -> PoseEstimator:
     """One net of a pair. ONNX nets run in onnxruntime and their own arithmetic whatever `dtype` and `runtime` are.
     Raises PairError."""
+    return _estimator(entry, _pose_network(pair, entry, device, dtype, runtime))
+
+
+def _estimator(entry: EstimatorEntry, network: Network) -> PoseEstimator:
     return PoseEstimator(
-        _pose_network(pair, entry, device, dtype, runtime),
+        network,
         input_size=entry.input_size,
         codec=entry.codec,
         normalization=entry.normalization,
@@ -152,22 +165,43 @@ def load_detector(
 
 
 def load_router(
-    pair: str, entry: RouterEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
+    pair: str,
+    entry: RouterEntry,
+    device: torch.device,
+    dtype: torch.dtype,
+    runtime: Runtime = "auto",
+    small: EstimatorEntry | None = None,
 ) -> DifficultyScorer | PoseScorer:
-    """The router of a pair. The paper's runs in float32 whatever `dtype` is: its scores lie so close together that
-    small errors would change routes. Raises PairError."""
+    """The router of a pair; with `small` one that hands over that net's keypoints, if it has them. The paper's runs in
+    float32 whatever `dtype` is: its scores lie so close together that small errors would change routes. Raises
+    PairError."""
     weights = read_weights(pair, entry)
     if entry.architecture == "pose":
         router = PoseRouter()
         with _fitting(entry):
             router.load_state_dict(weights, strict=True)
+        shared = small if small and _is_within(router, pair, small) else None  # before it is converted
         network = compile_network(router.pose, device, dtype, runtime, size=POSE_SIZE, cache=_cache(entry))
-        return PoseScorer(network, router.head)
+        if shared is None:
+            return PoseScorer(network, router.head)
+        own = _estimator(shared, lambda crops: features_and_heatmaps(network(crops))[1])
+        return PoseScorer(network, router.head, own)
     paper = Router(entry.config if "config" in entry.model_fields_set else _config_of(weights))
     with _fitting(entry):
         checkpoints.load_checkpoint(paper, weights)
     return DifficultyScorer(
         compile_network(paper, device, torch.float32, runtime, size=ROUTER_SIZE, cache=_cache(entry))
+    )
+
+
+def _is_within(router: PoseRouter, pair: str, small: EstimatorEntry) -> bool:
+    """Whether the pose net in `router` is the pair's small net, and sees the same crops."""
+    crops = (small.architecture, small.input_size, small.padding, small.normalization)
+    if crops != ("tinypose", POSE_SIZE, PADDING, IMAGENET) or small.codec == "dark_udp":
+        return False
+    own, weights = router.pose.network.state_dict(), read_weights(pair, small)
+    return own.keys() == weights.keys() and all(
+        torch.equal(value, weights[key].to(value.dtype)) for key, value in own.items()
     )
 
 
@@ -191,13 +225,16 @@ def load_pair(
     detector, *more_detectors = (
         load_detector(folder, manifest.detector, device, dtype, runtime) for _ in range(detectors)
     )
+    router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
+    # Where several threads may call a network, one will do for both: 0.1 GB.
+    within = router.small if device.type == "cpu" and isinstance(router, PoseScorer) else None
     return Pair(
         manifest=manifest,
         device=device,
         calibration=manifest.folder / manifest.calibration,
         detector=detector,
-        router=load_router(folder, manifest.router, device, dtype, runtime),
-        small=load_estimator(folder, manifest.small, device, dtype, runtime),
+        router=router,
+        small=within or load_estimator(folder, manifest.small, device, dtype, runtime),
         large=load_estimator(folder, manifest.large, device, dtype, runtime),
         more_detectors=tuple(more_detectors),
     )

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def picture_of(difficulties: list[float], format: str = "PNG", **options: Any) -
 
 class FakePair:
     """What `models.zoo.load_pair` would return. A function put into `faults` under a stage's name runs first; the
-    keypoints of a person whose box begins at `nan_at` are not finite. peaks: scores of the keypoints."""
+    keypoints of a person whose box begins at `nan_at` are not finite. peaks: scores of the keypoints. small_in_router:
+    the router has the small net's keypoints."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
@@ -47,6 +49,8 @@ class FakePair:
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
         self.nan_at = -1.0
         self.peaks = [0.8] * 17
+        self.small_in_router = False
+        self.router = SimpleNamespace(with_keypoints=self._score)
         self.small, self.large = self._estimator("small", 1.0), self._estimator("large", 2.0)
 
     def _enter(self, stage: str, pictures: list[Tensor]) -> None:
@@ -67,21 +71,25 @@ class FakePair:
             found.append(boxes.reshape(-1, 5))
         return found
 
-    def router(self, pictures: list[Tensor], boxes: Tensor, _scores: Tensor) -> Tensor:
+    def _score(self, pictures: list[Tensor], boxes: Tensor, _scores: Tensor) -> tuple[Tensor, Tensor | None]:
         self._enter("score", pictures)
         centers = (boxes[:, :2] + boxes[:, 2:] / 2).long()
         dots = [picture[y, x, 0].item() for picture, (x, y) in zip(pictures, centers.tolist(), strict=True)]
-        return 0.4 + 0.2 * torch.tensor(dots) / 250
+        known = self._keypoints(boxes, 1.0) if self.small_in_router else None
+        return 0.4 + 0.2 * torch.tensor(dots) / 250, known
 
     def _estimator(self, name: str, offset: float) -> Callable[..., Tensor]:
         def run(pictures: list[Tensor], boxes: Tensor, *, flip_test: bool = False) -> Tensor:
             self._enter(name, pictures)
-            keypoints = torch.tensor(self.peaks).view(1, 17, 1).repeat(len(boxes), 1, 3)
-            keypoints[:, :, :2] = boxes[:, None, :2] + offset + (0.5 if flip_test else 0.0)
-            keypoints[boxes[:, 0] == self.nan_at] = float("nan")
-            return keypoints
+            return self._keypoints(boxes, offset + (0.5 if flip_test else 0.0))
 
         return run
+
+    def _keypoints(self, boxes: Tensor, offset: float) -> Tensor:
+        keypoints = torch.tensor(self.peaks).view(1, 17, 1).repeat(len(boxes), 1, 3)
+        keypoints[:, :, :2] = boxes[:, None, :2] + offset
+        keypoints[boxes[:, 0] == self.nan_at] = float("nan")
+        return keypoints
 
 
 Serve = Callable[..., TestClient]

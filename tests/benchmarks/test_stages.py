@@ -23,7 +23,8 @@ class FakePair:
     device = torch.device("cpu")
     calibration = CALIBRATION
 
-    def __init__(self) -> None:
+    def __init__(self, small_in_router: bool = False) -> None:
+        self.small_in_router = small_in_router
         self.asked: list[tuple[str, int]] = []
 
     def detector(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
@@ -34,10 +35,19 @@ class FakePair:
             for picture in pictures
         ]
 
-    def router(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
+    @property
+    def router(self) -> "FakePair":
+        return self
+
+    def with_keypoints(
+        self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         assert len(pictures) == len(boxes) == len(scores)
         self.asked.append(("score", len(boxes)))
-        return 1 - boxes[:, 0] / 100
+        known = torch.tensor([0.0, 0, 0.1]).repeat(len(boxes), 17, 1) if self.small_in_router else None
+        if known is not None:
+            known[:, :, 0] = boxes[:, :1]
+        return 1 - boxes[:, 0] / 100, known
 
     def small(self, pictures: Sequence[Tensor], boxes: Tensor) -> Tensor:
         return self._points("small", pictures, boxes, 0.1)
@@ -51,17 +61,20 @@ class FakePair:
         return torch.stack([torch.tensor([[float(box[0]), 0, score]] * 17) for box in boxes])
 
 
-def fake_pair() -> Any:
-    return FakePair()
+def fake_pair(small_in_router: bool = False) -> Any:
+    return FakePair(small_in_router)
 
 
 def picture(people: int, *shape: int) -> Tensor:
     return torch.full((*shape, 3), people, dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("small_in_router", [False, True])
 @pytest.mark.parametrize(("p", "score"), [(0.0, 0.1), (1.0, 0.9)])
-def test_every_picture_gets_its_own_people_back_whatever_runs_together(p: float, score: float) -> None:
-    stages = Stages(fake_pair(), p, dict.fromkeys(NETS, 2))
+def test_every_picture_gets_its_own_people_back_whatever_runs_together(
+    p: float, score: float, small_in_router: bool
+) -> None:
+    stages = Stages(fake_pair(small_in_router), p, dict.fromkeys(NETS, 2))
     counts = [(1, 30, 40), (0, 20, 20), (3, 20, 20), (2, 30, 40)]
     answers = stages.poses([picture(*each) for each in sorted(counts, key=lambda each: each[1])])
     found = [len(boxes) for boxes, _ in answers]
@@ -69,7 +82,8 @@ def test_every_picture_gets_its_own_people_back_whatever_runs_together(p: float,
     for boxes, keypoints in answers:
         assert [float(points[0, 0]) for points in keypoints] == boxes[:, 0].tolist()
         assert all(float(points[0, 2]) == pytest.approx(score) for points in keypoints)
-    assert set(stages.seconds) == {"detect", "score", "large" if p else "small"}
+    nets = {"detect", "score", "large" if p else "small"}
+    assert set(stages.seconds) == nets - ({"small"} if small_in_router else set())
 
 
 def test_batches_of_each_net_are_as_large_as_wanted() -> None:
@@ -112,6 +126,13 @@ def test_routing_is_priced_on_the_same_people_in_turn() -> None:
     assert {name: len(each) for name, each in measured.ms.items()} == dict.fromkeys(
         ("router", "small", "large", "routed"), 3
     )
+
+
+def test_a_pair_whose_router_has_the_small_net_in_it_is_priced_without_it() -> None:
+    fake = fake_pair(small_in_router=True)
+    measured = given(fake, posts(4, 2), batch=2, rounds=3)
+    assert measured.small_in_router
+    assert fake.asked.count(("small", 2)) == 3 * 3  # alone, and not when routed
 
 
 def test_the_routed_pair_is_held_against_its_parts_round_by_round() -> None:

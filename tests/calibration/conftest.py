@@ -55,6 +55,11 @@ class FakeRouter:
         assert (scores.shape, scores.dtype) == ((len(boxes),), torch.float32)
         return boxes[:, 2] / 128 * scores
 
+    def with_keypoints(
+        self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
+    ) -> tuple[Tensor, None]:
+        return self(pictures, boxes, scores), None
+
 
 @dataclass
 class FakePair:

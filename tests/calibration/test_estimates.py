@@ -150,6 +150,13 @@ def test_the_cost_of_a_person_is_the_routers_and_by_share_that_of_the_nets() -> 
     assert costs.people_per_second(0) == pytest.approx(1 / 0.75)
 
 
+def test_a_small_net_that_the_router_has_in_it_costs_nothing_more() -> None:
+    macs, seconds = {"router": 1.0, "small": 10, "large": 50}, {"router": 0.25, "small": 0.5, "large": 1.5}
+    costs = Costs(macs, seconds, small_in_router=True)
+    assert costs.macs_at(0.25) == 1 + 12.5
+    assert costs.people_per_second(0) == pytest.approx(4)
+
+
 def test_those_of_the_mask_get_the_large_net() -> None:
     routed = nobodies(3).routed(np.array([False, True, False]))
     assert routed[:, 0, 0].tolist() == [1, -2, 3]

@@ -5,10 +5,12 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from ultralytics.utils import ASSETS
 
 from models.router import DifficultyScorer, Router, RouterConfig
 from models.zoo import (
@@ -41,6 +43,37 @@ def test_the_bundled_pair_loads_and_names_its_networks():
     pair = load_pair("embedded", CPU, torch.float32)
     assert pair.calibration.is_file()
     assert set(pair.manifest.names()) == {"pair", "detector", "router", "small", "large"}
+
+
+def test_the_bundled_router_has_the_small_net_in_it() -> None:
+    picture = torch.from_numpy(cv2.imread(str(ASSETS / "bus.jpg"))).flip(2)
+    pair = load_pair("embedded", CPU, torch.float32, "eager")
+    alone = load_estimator("embedded", pair.manifest.small, CPU, torch.float32, "eager")
+    boxes = pair.detector([picture], [0.35])[0]
+    known = pair.router.with_keypoints([picture] * len(boxes), boxes[:, :4], boxes[:, 4])[1]
+    assert known is not None
+    assert len(known) == 4
+    assert torch.allclose(known, alone([picture] * len(boxes), boxes[:, :4]), atol=1e-2)
+
+
+@pytest.mark.parametrize("change", ["a weight", "the padding", "the codec"])
+def test_a_router_with_another_small_net_in_it_leaves_the_pairs_own_to_run(
+    pair_copy: Path, change: str
+) -> None:
+    manifest = json.loads((pair_copy / "pair.json").read_text())
+    if change == "a weight":
+        weights = load_file(pair_copy / "small.safetensors")
+        weights["head.final.bias"][3] += 0.25
+        save_file(weights, pair_copy / "small.safetensors")
+        data = (pair_copy / "small.safetensors").read_bytes()
+        manifest["small"]["sha256"] = hashlib.sha256(data).hexdigest()
+    else:
+        manifest["small"] |= {"padding": 1.3} if change == "the padding" else {"codec": "dark_udp"}
+    (pair_copy / "pair.json").write_text(json.dumps(manifest))
+    pair = load_pair(str(pair_copy), CPU, torch.float32, "eager")
+    picture, boxes = torch.zeros(100, 100, 3, dtype=torch.uint8), torch.tensor([[10.0, 10, 50, 80]])
+    assert pair.router.with_keypoints([picture], boxes, torch.ones(1))[1] is None
+    assert pair.small([picture], boxes).shape == (1, 17, 3)
 
 
 def test_a_pair_in_a_folder_of_ones_own_is_used(pair_copy: Path):

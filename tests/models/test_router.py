@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.estimator import PoseEstimator
 from models.geometry import normalize
 from models.router import (
+    POSE_SIZE,
     DifficultyScorer,
     PoseRouter,
     PoseScorer,
@@ -91,6 +93,22 @@ def test_the_pose_router_scores_a_person_independently_of_the_batch() -> None:
     assert ((together > 0) & (together < 1)).all()
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
     assert len(set(together.tolist())) == 3
+
+
+def test_the_pose_router_hands_over_what_its_net_says_of_the_pose() -> None:
+    torch.manual_seed(0)
+    router, pictures = PoseRouter().eval(), pictures_of_noise(2)
+    boxes, scores = torch.tensor([[10.0, 10.0, 60.0, 80.0], [50.0, 5.0, 40.0, 110.0]]), torch.ones(2)
+    small = PoseEstimator(router.pose.network, input_size=POSE_SIZE, codec="dark")
+    with torch.inference_mode():
+        expected = small(pictures, boxes)
+    difficulty, keypoints = PoseScorer(router.pose, router.head, small).with_keypoints(
+        pictures, boxes, scores
+    )
+    assert torch.equal(difficulty, PoseScorer(router.pose, router.head)(pictures, boxes, scores))
+    assert keypoints is not None
+    assert torch.allclose(keypoints, expected, atol=1e-3)
+    assert PoseScorer(router.pose, router.head).with_keypoints(pictures, boxes, scores)[1] is None
 
 
 def test_the_pose_router_sees_size_border_and_score_of_a_box() -> None:

@@ -59,6 +59,28 @@ def test_people_are_routed_by_difficulty_and_answered_by_the_right_net(client):
     assert set(body["timing_ms"]) == {"decode", "detect", "score", "estimate", "queued", "total"}
 
 
+def test_who_stays_with_the_small_net_needs_no_second_run_where_the_router_has_run_it(client):
+    def never(_):
+        pytest.fail("the small net ran again")
+
+    before = post(client).json()["images"]
+    client.pair.small_in_router = True
+    client.pair.faults["small"] = never
+    assert post(client).json()["images"] == before
+
+
+def test_the_flip_test_and_a_forced_small_net_run_it_all_the_same(client):
+    ran = []
+    client.pair.small_in_router = True
+    client.pair.faults["small"] = ran.extend
+    forced = post(client, estimator="small").json()["images"][0]["people"]
+    assert len(ran) == len(forced) == 4
+    client.patch("/config", json={"flip_test": True})
+    people = post(client).json()["images"][0]["people"]
+    assert len(ran) == 4 + 2
+    assert people[0]["keypoints"][0][0] == people[0]["bbox"][0] + 1.5
+
+
 def test_the_three_ways_to_send_a_picture_give_the_same_people(client):
     raw = post(client).json()["images"][0]
     form = client.post("/pose", files={"images": ("crowd.png", PEOPLE, "image/png")}).json()["images"][0]
@@ -369,6 +391,9 @@ def test_a_person_whose_keypoints_are_not_finite_is_left_out_and_counted(client)
     assert sorted(person["bbox"][0] for person in image["people"]) == [10, 130, 190]
     assert image["routes"] == {"easy": 1, "hard": 1, "extremely_hard": 1}
     assert 'dynpose_stage_failures_total{stage="large"} 1.0' in client.get("/metrics").text
+    client.pair.small_in_router, client.pair.nan_at = True, 10  # the easy one
+    assert len(post(client).json()["images"][0]["people"]) == 3
+    assert 'dynpose_stage_failures_total{stage="small"} 1.0' in client.get("/metrics").text
 
 
 def test_keypoint_scores_are_between_0_and_1_whatever_a_nets_peaks_are(client):
