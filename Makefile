@@ -21,7 +21,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format lock audit clean install install-dev \
-	train-detector train-pose train-router calibrate evaluate detection peers load stages bench bench-full scaling faults
+	train-detector quantize-detector train-pose train-router calibrate evaluate detection peers load stages bench bench-full scaling faults
 
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,12 @@ $(VENV)/faults.stamp: requirements/faults.txt $(VENV)/dev.stamp
 	$(PIP) check
 	touch $@
 
+# What makes networks of int8.
+$(VENV)/quantize.stamp: requirements/quantize.txt $(VENV)/dev.stamp
+	$(PIP) install --no-deps --require-hashes -r $<
+	$(PIP) check
+	touch $@
+
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/serve.stamp
 	$(PIP) install --no-deps --require-hashes -r $<
 	$(PIP) check
@@ -93,6 +99,8 @@ lock: ## Write requirements/ anew from pyproject.toml; LOCK_FLAGS=--upgrade for 
 	$(DROP_WARNING) requirements/bench.txt
 	$(PIP_COMPILE) --extra dev --extra faults -c requirements/dev.txt -o requirements/faults.txt pyproject.toml
 	$(DROP_WARNING) requirements/faults.txt
+	$(PIP_COMPILE) --extra dev --extra quantize -c requirements/dev.txt -o requirements/quantize.txt pyproject.toml
+	$(DROP_WARNING) requirements/quantize.txt
 
 AUDIT := .venv-lock/bin/pip-audit --disable-pip --no-deps --progress-spinner off
 
@@ -102,6 +110,9 @@ audit: ## Ask PyPI for known holes in the locked packages.
 
 train-detector: install-dev ## Train the person detector on DATA.
 	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8s.safetensors $(ARGS)
+
+quantize-detector: $(VENV)/quantize.stamp ## Make the detector's int8 form with pictures of DATA.
+	$(RUN) -m training.quantize $(DATA) $(ARGS)
 
 train-pose: install-dev ## Train the small and the large pose net on DATA.
 	$(RUN) -m training.pose $(DATA) --initial $(INITIAL) $(ARGS)

@@ -20,7 +20,15 @@ from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
 from models.openvino import PIECES
-from models.runtime import cores, own_stream, resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
+from models.runtime import (
+    cores,
+    own_stream,
+    resolve_device,
+    resolve_dtype,
+    resolve_int8,
+    resolve_runtime,
+    set_cpu_threads,
+)
 from models.skeleton import COCO
 from models.zoo import Pair, PairError, load_pair, read_manifest
 
@@ -60,6 +68,7 @@ class Service:
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(self.device, settings.precision)
         self.runtime = resolve_runtime(self.device, settings.runtime)
+        self.int8 = resolve_int8(self.device, settings.precision, settings.runtime)
         if self.device.type == "cpu":
             set_cpu_threads(settings.threads)
         self.manifest = read_manifest(
@@ -117,7 +126,7 @@ class Service:
         """The stages, loaded and warm, not yet started."""
         at_once = side_by_side(self.device)
         pair = await asyncio.to_thread(
-            load_pair, self.manifest, self.device, self.dtype, self.runtime, at_once
+            load_pair, self.manifest, self.device, self.dtype, self.runtime, at_once, self.int8
         )
         if self.status == "loading":
             self.status = "warming"
@@ -150,6 +159,11 @@ class Service:
             crew.drain()
             await asyncio.to_thread(crew.join, 1.0)
         self.workers.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def detector_precision(self) -> str:
+        """Of a detector that runs in our runtimes: int8 where the CPU has use for it and the pair brings it."""
+        return "int8" if self.int8 and self.manifest.detector.int8 else str(self.dtype).removeprefix("torch.")
 
     def unhealthy(self) -> str | None:
         """Why the process should be restarted, if it should."""

@@ -30,7 +30,15 @@ from benchmarks.pictures import Post, read_posts
 from calibration.thresholds import read_calibration
 from models.defaults import MIN_SCORE, POLICY, THETA
 from models.estimator import PoseEstimator
-from models.runtime import Device, Precision, Runtime, resolve_device, resolve_dtype, set_cpu_threads
+from models.runtime import (
+    Device,
+    Precision,
+    Runtime,
+    resolve_device,
+    resolve_dtype,
+    resolve_int8,
+    set_cpu_threads,
+)
 from models.zoo import Pair, load_pair
 
 T = TypeVar("T")
@@ -86,7 +94,8 @@ def open_pair(
     pair: str, device: Device = "auto", precision: Precision = "auto", runtime: Runtime = "auto"
 ) -> Pair:
     where = resolve_device(device)
-    return load_pair(pair, where, resolve_dtype(where, precision), runtime)
+    int8 = resolve_int8(where, precision, runtime)
+    return load_pair(pair, where, resolve_dtype(where, precision), runtime, int8=int8)
 
 
 class Stages:

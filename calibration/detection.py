@@ -21,7 +21,7 @@ from calibration.boxes import Array, FoundPerson, assign
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.inputs import missing_split
 from models.defaults import MIN_SCORE
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import resolve_device, resolve_dtype, resolve_int8
 from models.zoo import load_pair
 
 Detector = Callable[[Sequence[Tensor], Sequence[float]], list[Tensor]]
@@ -208,8 +208,10 @@ def main() -> int:
         print(f"skipped: no picture of split {options.split!r} has all its people labelled")
         return 0
     device = resolve_device(options.device)
-    pair = load_pair(options.pair, device, resolve_dtype(device, options.precision))
-    print(f"detector {pair.manifest.names()['detector']}")
+    int8 = resolve_int8(device, options.precision, "auto")
+    pair = load_pair(options.pair, device, resolve_dtype(device, options.precision), int8=int8)
+    form = ", int8" if int8 and pair.manifest.detector.int8 else ""
+    print(f"detector {pair.manifest.names()['detector']}{form}")
     for line in report(images, find(pair.detector, Pictures(options.data), images), options.min_score):
         print(line)
     return 0

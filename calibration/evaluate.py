@@ -47,7 +47,7 @@ from calibration.measured import Row, coco_results, gain_table, measured_rows, q
 from calibration.memory import measure
 from calibration.sheet import contact_sheet, difficulty_strip
 from models.defaults import MIN_SCORE, THETA
-from models.runtime import Runtime, resolve_device, resolve_dtype
+from models.runtime import Runtime, resolve_device, resolve_dtype, resolve_int8
 from models.zoo import PairError, load_pair, load_router, read_manifest
 from models.zoo.costs import pair_macs
 from models.zoo.options import add_pair_arguments, pair_from
@@ -120,7 +120,8 @@ def main() -> int:
         images = read_split(options.data, options.split)
         check_keypoints(manifest, images)
         files = box_files(options.boxes, images)
-        pair = load_pair(manifest, device, dtype, options.runtime)
+        int8 = resolve_int8(device, options.precision, options.runtime)
+        pair = load_pair(manifest, device, dtype, options.runtime, int8=int8)
         others = other_routers(options, device, dtype)
         calibration = options.calibration or pair.calibration
         scores = fitting_scores(calibration, pair.manifest)

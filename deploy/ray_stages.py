@@ -28,7 +28,7 @@ from app import logs
 from app.batching import BatchQueue, CostLine, Observer, Run, Stage, StageDied, Ticket
 from app.service import Service, build_stages, warm
 from app.settings import Settings
-from models.runtime import resolve_device, resolve_dtype, resolve_runtime, set_cpu_threads
+from models.runtime import resolve_device, resolve_dtype, resolve_int8, resolve_runtime, set_cpu_threads
 from models.zoo import Pair, load_detector, load_estimator, load_router, read_manifest
 
 log = logging.getLogger("dynpose.ray")
@@ -86,6 +86,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     """One stage, with its own network alone, warm."""
     device = resolve_device(settings.device)
     dtype, runtime = resolve_dtype(device, settings.precision), resolve_runtime(device, settings.runtime)
+    int8 = resolve_int8(device, settings.precision, settings.runtime)
     if device.type == "cpu":
         set_cpu_threads(settings.threads)
     manifest = read_manifest(
@@ -97,7 +98,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     )
     folder, how = str(manifest.folder), (device, dtype, runtime)
     load: dict[str, tuple[str, Callable[[], Any]]] = {
-        "detect": ("detector", lambda: load_detector(folder, manifest.detector, *how)),
+        "detect": ("detector", lambda: load_detector(folder, manifest.detector, *how, int8)),
         "score": ("router", lambda: load_router(folder, manifest.router, *how, manifest.small)),
         "small": ("small", lambda: load_estimator(folder, manifest.small, *how)),
         "large": ("large", lambda: load_estimator(folder, manifest.large, *how)),

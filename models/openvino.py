@@ -43,10 +43,10 @@ ANY = 0
 
 @functools.cache
 def _core() -> Any:
-    return _package().Core()
+    return package().Core()
 
 
-def _package() -> Any:
+def package() -> Any:
     """The package, without its telemetry: it would report its import and every conversion to Google Analytics, and put
     a file for that into the home directory. It does without where openvino_telemetry is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -56,16 +56,25 @@ def _package() -> Any:
 
 
 def compile_network(
-    make: Callable[[], nn.Module], dtype: torch.dtype, *, size: tuple[int, int] | None, cache: Path | None
+    make: Callable[[], nn.Module],
+    dtype: torch.dtype,
+    *,
+    size: tuple[int, int] | None,
+    cache: Path | None,
+    quantized: Path | None = None,
 ) -> Callable[[Tensor], Tensor] | None:
     """As `models.runtime.compile_network`; None where OpenVINO cannot do what `make()` does.
 
     A batch runs in `PIECES`, whose networks are made when they are first needed. With `size` None one network takes
     every shape, and one thread at a time: a detector's many shapes would gain nothing.
     """
-    model = _read(cache) if cache else None
+    model = _read(quantized) if quantized else None
+    if quantized and model is None:
+        log.warning("%s is of no use to this release of OpenVINO, the network runs as it is", quantized.name)
+    if model is None and cache:
+        model = _kept(cache)
     if model is None:
-        model = _convert(make(), size)
+        model = convert(make(), size)
         if model is not None and cache:
             _keep(model, cache)
     return None if model is None else _compile(model, dtype)
@@ -121,9 +130,9 @@ def _compile(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
+def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
     """The model of `module` in OpenVINO, float32 (N, h, w, 3) in; None where there is none that does the same."""
-    openvino = _package()
+    openvino = package()
     module = module.eval().requires_grad_(False).float()
     join_units(module)
     height, width = (size[1], size[0]) if size else FREE_SIZE
@@ -163,17 +172,23 @@ def _agrees(model: Any, module: nn.Module, probe: Tensor) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
-def _read(cache: Path) -> Any:
+def _kept(cache: Path) -> Any:
     """The model that `_keep` put there, None without one that can be read."""
     path = cache / "network.xml"
+    model = _read(path)
+    if model is not None:
+        with contextlib.suppress(OSError):
+            path.touch()
+    return model
+
+
+def _read(path: Path) -> Any:
+    """The model in this .xml and the .bin beside it, None without one that can be read."""
     try:
         sizes = tuple(file.stat().st_size for file in (path, path.with_suffix(".bin")))
-        model = _read_file(path, sizes)
+        return _read_file(path, sizes)
     except (OSError, RuntimeError):  # absent or damaged
         return None
-    with contextlib.suppress(OSError):
-        path.touch()
-    return model
 
 
 @functools.lru_cache(maxsize=1)
@@ -190,7 +205,7 @@ def _keep(model: Any, cache: Path) -> None:
         with tempfile.TemporaryDirectory(dir=cache.parent, ignore_cleanup_errors=True) as folder:
             new = Path(folder) / "new"
             new.mkdir()
-            _package().save_model(model, new / "network.xml", compress_to_fp16=False)
+            package().save_model(model, new / "network.xml", compress_to_fp16=False)
             shutil.rmtree(cache, ignore_errors=True)
             os.rename(new, cache)
         kept = sorted(cache.parent.glob("*/network.xml"), key=lambda path: path.stat().st_mtime)

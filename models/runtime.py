@@ -68,6 +68,16 @@ def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", 
     return runtime
 
 
+def resolve_int8(device: torch.device, precision: Precision, runtime: Runtime) -> bool:
+    """Whether a network that comes in int8, too, runs so: with `auto` in OpenVINO, on a CPU that multiplies bytes
+    (AVX-512 VNNI)."""
+    return (
+        precision == "auto"
+        and resolve_runtime(device, runtime) == "openvino"
+        and torch.cpu._is_vnni_supported()
+    )
+
+
 def cores() -> int:
     """That this process may use, by its affinity and its container's quota (`--cpus`, under cgroup v2)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -108,6 +118,7 @@ def compile_network(
     *,
     size: tuple[int, int] | None = None,
     cache: Path | None = None,
+    quantized: Path | None = None,
 ) -> Network:
     """Make `module` callable on `device`: float32 (N, 3, h, w) in, float32 out on that device, no gradients. On a CPU
     several threads may call it at once, elsewhere one.
@@ -115,8 +126,9 @@ def compile_network(
     The module is moved and converted in place (channels-last, `dtype`) and belongs to the returned function; what makes
     one is called only when it is needed. size: (width, height) in pixels of all inputs, None where they differ, in
     multiples of 32. cache: folder of what is kept of this very module between starts, None for nothing; it need be
-    neither there nor writable. Both are for OpenVINO alone. A network that the runtime cannot take, or of which it
-    makes something else, runs eagerly, and the log says so. Raises ValueError as `resolve_runtime`.
+    neither there nor writable. quantized: the .xml of the same network in int8, which takes its place. All three are
+    for OpenVINO alone. A network that the runtime cannot take, or of which it makes something else, runs eagerly, and
+    the log says so. Raises ValueError as `resolve_runtime`.
     """
 
     @functools.cache
@@ -127,7 +139,7 @@ def compile_network(
     if resolved == "openvino":
         from models import openvino
 
-        network = openvino.compile_network(make, dtype, size=size, cache=cache)
+        network = openvino.compile_network(make, dtype, size=size, cache=cache, quantized=quantized)
         if network is not None:
             return network
     if resolved == "cudagraphs":

@@ -7,8 +7,12 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from models.defaults import DETECTOR_SIZE
+
+QUANTIZED = "detector-int8.xml"
+"""Its weights are in the .bin beside it."""
 
 NETWORKS: dict[str, dict[str, object]] = {
     "detector": {"architecture": "yolov8s", "input_size": DETECTOR_SIZE},
@@ -20,13 +24,27 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 def bundle(folder: Path) -> None:
     """Write `folder/pair.json`. A file that is not there yet gets a hash of zeros, which nothing matches."""
-    manifest: dict[str, object] = {"pair": "embedded"}
+    manifest: dict[str, Any] = {"pair": "embedded"}
     for name, entry in NETWORKS.items():
         path = folder / f"{name}.safetensors"
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+        digest = sha256(path) if path.exists() else "0" * 64
         manifest[name] = {"file": path.name, "sha256": digest, **entry}
+    int8, weights = folder / QUANTIZED, (folder / QUANTIZED).with_suffix(".bin")
+    if int8.exists():
+        manifest["detector"] |= {
+            "int8": {
+                "file": int8.name,
+                "sha256": sha256(int8),
+                "weights_file": weights.name,
+                "weights_sha256": sha256(weights),
+            }
+        }
     manifest["calibration"] = "calibration.json"
     (folder / "pair.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

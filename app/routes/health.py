@@ -35,6 +35,7 @@ async def version(request: Request) -> dict[str, Any]:
         "models": service.manifest.names(),
         "device": service.device.type,
         "precision": str(service.dtype).removeprefix("torch."),
+        "detector_precision": service.detector_precision,
         "keypoint_names": KEYPOINT_NAMES,
         "skeleton": SKELETON,
         "flip_pairs": FLIP_PAIRS,

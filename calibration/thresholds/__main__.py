@@ -26,7 +26,7 @@ from calibration.thresholds.sources import Picture, SourceError, opened, picture
 from models.defaults import MAX_PEOPLE, MIN_SCORE, THETA
 from models.detector import Detector
 from models.router import DifficultyScorer, PoseScorer
-from models.runtime import resolve_device, resolve_dtype
+from models.runtime import resolve_device, resolve_dtype, resolve_int8
 from models.zoo import PairError, load_detector, load_router
 from models.zoo.options import add_pair_arguments, pair_from
 
@@ -137,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         pictures = pictures_of(options.sources, options.split, options.every, options.samples, say)
         device = resolve_device(options.device)
         dtype = resolve_dtype(device, options.precision)
-        detector = load_detector(str(manifest.folder), manifest.detector, device, dtype)
+        int8 = resolve_int8(device, options.precision, "auto")
+        detector = load_detector(str(manifest.folder), manifest.detector, device, dtype, int8=int8)
         router = load_router(str(manifest.folder), manifest.router, device, dtype)
     except (SourceError, PairError, OSError, ValueError) as error:
         say(str(error))

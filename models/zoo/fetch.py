@@ -315,8 +315,14 @@ def _make_pair(pair: str, folder: Path, files: dict[str, Path]) -> None:
     new = folder.with_name(f".{pair}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for role in ("detector", "router"):
-        shutil.copyfile(EMBEDDED / manifest[role]["file"], new / manifest[role]["file"])
+    int8 = manifest["detector"]["int8"]
+    for name in (
+        manifest["detector"]["file"],
+        int8["file"],
+        int8["weights_file"],
+        manifest["router"]["file"],
+    ):
+        shutil.copyfile(EMBEDDED / name, new / name)
     scores = json.loads((EMBEDDED / manifest["calibration"]).read_bytes())
     scores["made_with"]["pair"] = pair
     (new / manifest["calibration"]).write_text(json.dumps(scores) + "\n")

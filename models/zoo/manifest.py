@@ -61,6 +61,8 @@ KNOWN: dict[Role, tuple[str, ...]] = {
 }
 
 Side = Annotated[int, Field(gt=0)]
+FileName = Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Entry(BaseModel):
@@ -68,8 +70,8 @@ class _Entry(BaseModel):
 
 
 class FileEntry(_Entry):
-    file: Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    file: FileName
+    sha256: Sha256
     architecture: str
     _folder: Path | None = PrivateAttr(None)  # where `file` lies, if not in the pair's folder
 
@@ -101,11 +103,22 @@ class OnnxBoxes(_Input):
     nms_iou: float | None = None
 
 
+class Quantized(_Entry):
+    """A YOLO's network in int8, as `training.quantize` writes it: OpenVINO's .xml and .bin."""
+
+    file: FileName
+    sha256: Sha256
+    weights_file: FileName
+    weights_sha256: Sha256
+
+
 class DetectorEntry(FileEntry):
-    """input_size: pixels of the longest side of what the network sees, for Faster R-CNN of the shortest."""
+    """input_size: pixels of the longest side of what the network sees, for Faster R-CNN of the shortest. int8: the same
+    network once more, for CPUs that multiply bytes."""
 
     input_size: Side
     onnx: OnnxBoxes | None = None
+    int8: Quantized | None = None
 
 
 class RouterEntry(FileEntry):

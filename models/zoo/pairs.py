@@ -76,14 +76,17 @@ def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
 
 def verified(pair: str, entry: FileEntry) -> Path:
     """The file of an entry, whose hash is right. Raises PairError."""
-    path = entry.path(pair)
+    return _verified(pair, entry.path(pair), entry.sha256)
+
+
+def _verified(pair: str, path: Path, sha256: str) -> Path:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PairError(f"pair {pair!r}: cannot read {path}: {error.strerror}") from error
-    if digest != entry.sha256:
-        raise PairError(f"pair {pair!r}: {entry.file} is not the file that pair.json names (sha256 differs)")
+    if digest != sha256:
+        raise PairError(f"pair {pair!r}: {path.name} is not the file that pair.json names (sha256 differs)")
     return path
 
 
@@ -139,9 +142,15 @@ def _pose_network(
 
 
 def load_detector(
-    pair: str, entry: DetectorEntry, device: torch.device, dtype: torch.dtype, runtime: Runtime = "auto"
+    pair: str,
+    entry: DetectorEntry,
+    device: torch.device,
+    dtype: torch.dtype,
+    runtime: Runtime = "auto",
+    int8: bool = False,
 ) -> Detector:
-    """The person detector of a pair. Only YOLOs run in `dtype` and `runtime`. Raises PairError."""
+    """The person detector of a pair. Only YOLOs run in `dtype` and `runtime`. int8: where the pair brings it so.
+    Raises PairError."""
     if entry.architecture == ONNX and entry.onnx is not None:
         return onnx.OnnxDetector(
             onnx.open_net(verified(pair, entry), device),
@@ -160,8 +169,18 @@ def load_detector(
         with _fitting(entry):
             return load_yolo(weights, entry.architecture)
 
-    network = compile_network(build, device, dtype, runtime, cache=_cache(entry))
+    quantized = _quantized(pair, entry) if int8 else None
+    network = compile_network(build, device, dtype, runtime, cache=_cache(entry), quantized=quantized)
     return YoloDetector(network, input_size=entry.input_size)
+
+
+def _quantized(pair: str, entry: DetectorEntry) -> Path | None:
+    """The .xml of the network in int8, whose .bin is right, too."""
+    if entry.int8 is None:
+        return None
+    folder = entry.path(pair).parent
+    _verified(pair, folder / entry.int8.weights_file, entry.int8.weights_sha256)
+    return _verified(pair, folder / entry.int8.file, entry.int8.sha256)
 
 
 def load_router(
@@ -217,13 +236,14 @@ def load_pair(
     dtype: torch.dtype,
     runtime: Runtime = "auto",
     detectors: int = 1,
+    int8: bool = False,
 ) -> Pair:
     """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many are
-    to run at once. Raises PairError."""
+    to run at once. int8: as `load_detector`. Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
     detector, *more_detectors = (
-        load_detector(folder, manifest.detector, device, dtype, runtime) for _ in range(detectors)
+        load_detector(folder, manifest.detector, device, dtype, runtime, int8) for _ in range(detectors)
     )
     router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
     # Where several threads may call a network, one will do for both: 0.1 GB.

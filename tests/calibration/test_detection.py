@@ -3,6 +3,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,6 +186,8 @@ def test_intervals_draw_pictures_and_are_as_wide_as_the_pictures_differ() -> Non
 
 @dataclass(frozen=True)
 class FakeManifest:
+    detector = SimpleNamespace(int8=None)
+
     def names(self) -> dict[str, str]:
         return {"detector": "fake"}
 
@@ -215,7 +218,7 @@ def test_the_command_measures_the_detector_of_the_pair(
         person = {"id": i + 1, "image_id": i, "bbox": [3, 4, 20, 30], "area": 300.0, "keypoints": [0] * 51}
         annotations.append(person)
     (tmp_path / "val.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    monkeypatch.setattr("calibration.detection.load_pair", lambda *_: FakePair())
+    monkeypatch.setattr("calibration.detection.load_pair", lambda *_, **__: FakePair())
     monkeypatch.setattr("sys.argv", ["detection", str(tmp_path), "--min-score", min_score])
     assert main() == 0
     lines = capsys.readouterr().out.splitlines()

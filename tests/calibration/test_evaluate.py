@@ -42,7 +42,7 @@ def command(
     data: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Runs the command with more arguments; what it prints."""
-    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_: pair)
+    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_, **__: pair)
     monkeypatch.setattr("calibration.evaluate.pair_macs", lambda _: MACS)
     monkeypatch.setattr("calibration.gain.BOOTSTRAPS", 5)
     monkeypatch.setattr("calibration.evaluate.measure", lambda *_: {"small": 2**20, "routed": 3 * 2**20})
@@ -237,7 +237,7 @@ def test_a_file_that_has_no_boxes_is_named_before_anything_is_measured(
 ) -> None:
     if content is not None:
         (data / "found.json").write_text(content)
-    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr("sys.argv", ["evaluate", str(data), "--boxes", "labelled", str(data / "found.json")])
     assert main() == 2
     assert str(data / "found.json") in capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_other_keypoints_are_named_before_anything_is_computed(
         "large": manifest.large.model_copy(update={"keypoints": large}),
     }
     monkeypatch.setattr("calibration.evaluate.pair_from", lambda _: manifest.model_copy(update=nets))
-    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("calibration.evaluate.load_pair", lambda *_, **__: pytest.fail("loaded"))
     assert failing(str(data)) == said
 
 

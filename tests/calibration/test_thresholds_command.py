@@ -18,6 +18,7 @@ from calibration.data import is_held_back
 from calibration.thresholds import read_calibration, thresholds
 from calibration.thresholds.__main__ import how_to_load, main, score_people
 from calibration.thresholds.sources import Picture
+from models.runtime import resolve_dtype, resolve_int8
 from models.zoo import load_pair, read_manifest
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
@@ -88,16 +89,16 @@ def test_three_photographs_make_a_file_that_a_running_service_takes(
 
     calibration = read_calibration(out)
     assert (calibration.people, calibration.images) == (7, 3)  # four at the bus, two coaches, one astronaut
-    pair = load_pair("embedded", torch.device("cpu"), torch.float32)
+    cpu = torch.device("cpu")
+    int8 = resolve_int8(cpu, "auto", "auto")
+    pair = load_pair("embedded", cpu, resolve_dtype(cpu, "auto"), int8=int8)
     assert calibration.made_with.router_sha256 == pair.manifest.router.sha256
     expected = []
     for path in (ASSETS / "bus.jpg", ASSETS / "zidane.jpg", ASTRONAUT):
         picture = torch.from_numpy(np.array(Image.open(path)))
         boxes = pair.detector([picture], [0.35])[0]
         expected += pair.router([picture] * len(boxes), boxes[:, :4], boxes[:, 4]).tolist()
-    assert sorted(calibration.scores) == pytest.approx(
-        sorted(expected), abs=0.02
-    )  # half precision where it is fast
+    assert sorted(calibration.scores) == pytest.approx(sorted(expected), abs=0.02)
     numbers = json.loads(out.with_suffix(".report.json").read_text())
     assert numbers["k1"] == pytest.approx(thresholds(calibration.scores, 0.5, 0.1).k1, abs=1e-5)
     assert [spread["people"] for spread in numbers["spreads"]] == [7]

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from app.policy import SplitPolicy
 from calibration.thresholds import read_calibration
+from models.detector import YoloDetector
 from models.geometry import center_scale
 from models.router import Router, RouterConfig
 from models.runtime import compile_network, resolve_runtime
-from models.zoo import Pair, load_pair, load_router, named_entry, read_manifest, save_weights
+from models.zoo import Pair, load_detector, load_pair, load_router, named_entry, read_manifest, save_weights
 from models.zoo import pairs as pairs_module
 from models.zoo.manifest import RouterEntry
 from tests.process import until
@@ -308,6 +309,44 @@ def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None
         assert len(slow) == len(fast)
         corners = [torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]], dim=1) for boxes in (slow, fast)]
         assert (overlaps(*corners).amax(1) > 0.98).all()
+
+
+@pytest.fixture(scope="module")
+def in_int8() -> YoloDetector:
+    detector = load_detector("embedded", read_manifest("embedded").detector, CPU, torch.bfloat16, int8=True)
+    assert isinstance(detector, YoloDetector)
+    return detector
+
+
+def test_boxes_in_int8_are_nearly_those_in_float32(
+    pairs: dict[tuple[str, torch.dtype], Pair], pictures: list[Tensor], in_int8: YoloDetector
+) -> None:
+    """Whoever is found for sure is found by both, in about the same place; who is at the threshold may not be."""
+    exact = pairs["eager", torch.float32].detector(pictures, [0.35] * len(pictures))
+    found = in_int8(pictures, [0.3] * len(pictures))
+    best = []
+    for slow, fast in zip(exact, found, strict=True):
+        sure = slow[slow[:, 4] > 0.4]
+        corners = [torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]], dim=1) for boxes in (sure, fast)]
+        best += overlaps(*corners).amax(1).tolist()
+    assert len(best) >= 30
+    assert min(best) > 0.8
+    assert np.median(best) > 0.98
+    assert sum(map(len, found)) < 1.3 * sum(map(len, exact))
+
+
+def test_a_network_in_int8_that_cannot_be_read_runs_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("detector-int8.xml", "detector-int8.bin"):
+        (tmp_path / name).write_bytes(b"of another release")
+    module = small_network()
+    batch = torch.rand(1, 3, 64, 96)
+    expected = compile_network(small_network(), CPU, torch.float32)(batch)
+    path = tmp_path / "detector-int8.xml"
+    found = compile_network(module, CPU, torch.float32, "openvino", quantized=path)(batch)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert "detector-int8.xml is of no use" in caplog.text
 
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:

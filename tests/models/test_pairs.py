@@ -89,6 +89,16 @@ def test_a_changed_weight_file_is_refused_before_it_is_opened(pair_copy: Path, n
         load_pair(str(pair_copy), CPU, torch.float32)
 
 
+@pytest.mark.parametrize("name", ["detector-int8.xml", "detector-int8.bin"])
+def test_a_changed_detector_in_int8_is_refused_where_it_would_be_used(pair_copy: Path, name: str):
+    path = pair_copy / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    load_pair(str(pair_copy), CPU, torch.float32)
+    with pytest.raises(PairError, match=f"{name}.*sha256"):
+        load_pair(str(pair_copy), CPU, torch.float32, int8=True)
+
+
 def test_a_missing_weight_file_is_named(pair_copy: Path):
     (pair_copy / read_manifest(str(pair_copy)).large.file).unlink()
     with pytest.raises(PairError, match="cannot read"):

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.runtime import compile_network, cores, resolve_device, resolve_dtype, set_cpu_threads
+from models.runtime import (
+    Precision,
+    Runtime,
+    compile_network,
+    cores,
+    resolve_device,
+    resolve_dtype,
+    resolve_int8,
+    set_cpu_threads,
+)
 
 CPU = torch.device("cpu")
 
@@ -30,6 +39,25 @@ def test_a_named_precision_is_taken_as_it_is(precision, dtype):
 
 def test_auto_precision_on_a_cpu_is_one_it_computes_with():
     assert resolve_dtype(CPU, "auto") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("precision", "runtime", "vnni", "expected"),
+    [
+        ("auto", "auto", True, True),
+        ("auto", "openvino", True, True),
+        ("auto", "auto", False, False),
+        ("auto", "eager", True, False),
+        ("bf16", "auto", True, False),
+        ("fp32", "auto", True, False),
+    ],
+)
+def test_int8_is_for_cpus_that_multiply_bytes_and_where_no_precision_was_named(
+    precision: Precision, runtime: Runtime, vnni: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: vnni)
+    assert resolve_int8(CPU, precision, runtime) is expected
+    assert not resolve_int8(torch.device("cuda"), precision, "auto")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -50,6 +50,7 @@ def test_a_stage_that_is_stuck_is_given_up_on(serve):
 def test_version_names_the_networks_and_the_keypoints(client):
     body = client.get("/version").json()
     assert body["models"]["pair"] == "fake"
+    assert body["detector_precision"] == body["precision"]  # the fake pair has none in int8
     assert len(body["keypoint_names"]) == 17
     assert body["keypoint_names"][0] == "nose"
     assert [15, 13] in body["skeleton"]
