@@ -6,8 +6,8 @@ Writes `detector-int8.xml` and `.bin`, OpenVINO's, beside the pair's other files
 `pair.json`. NNCF's post-training quantization looks at training pictures; then the float and the int8 network are
 measured on the held-back tenth of them. Needs the extra `quantize`.
 
-Left as they are: the last convolution of each branch, and what makes boxes of their output. That is little arithmetic,
-and in 8 bits a coordinate has 256 values, 2 pixels apart.
+Left as they are: the first layers, whose errors go through all the others, the last two of each branch of the head, and
+what makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixels apart. All that is little arithmetic.
 """
 
 import argparse
@@ -29,7 +29,10 @@ from models.runtime import compile_network, resolve_dtype
 from models.zoo import DetectorEntry, read_manifest, read_weights
 from training.bundle import QUANTIZED
 
-LAST = tuple(f".head.{branch}.{level}.2/" for branch in ("cv2", "cv3") for level in range(3))
+FIRST = tuple(f".network.model.{layer}." for layer in range(3))
+LAST = tuple(
+    f".head.{branch}.{level}.{layer}" for branch in ("cv2", "cv3") for level in range(3) for layer in (1, 2)
+)
 
 
 def main() -> None:
@@ -64,12 +67,6 @@ def quantize(model: Any, examples: Sequence[NDArray[np.float32]]) -> Any:
     """`model`, from `models.openvino.convert`, with its convolutions in int8."""
     package()  # without telemetry, also NNCF's
     import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-    )
-    from nncf.quantization.range_estimator import (
-        RangeEstimatorParametersSet,
-    )
 
     return nncf.quantize(
         model,
@@ -78,19 +75,16 @@ def quantize(model: Any, examples: Sequence[NDArray[np.float32]]) -> Any:
         preset=nncf.QuantizationPreset.MIXED,  # SiLU's output begins just below 0
         fast_bias_correction=False,
         ignored_scope=nncf.IgnoredScope(names=list(left_alone(model)), validate=False),
-        advanced_parameters=AdvancedQuantizationParameters(
-            activations_range_estimator_params=RangeEstimatorParametersSet.HISTOGRAM
-        ),
     )
 
 
 def left_alone(model: Any) -> Iterator[str]:
-    """Names of the operations that stay in floating point: those of no layer, and the last layers."""
+    """Names of the operations that stay in floating point: those of no layer, and the first and last layers."""
     for operation in model.get_ops():
         name, kind = operation.get_friendly_name(), operation.get_type_name()
         of_a_layer = name.startswith("__module.") and not name.startswith("__module.head/")
-        last = kind == "Convolution" and any(part in name for part in LAST)
-        if kind not in ("Constant", "Parameter") and (last or not of_a_layer):
+        delicate = kind == "Convolution" and any(part in name for part in (*FIRST, *LAST))
+        if kind not in ("Constant", "Parameter") and (delicate or not of_a_layer):
             yield name
 
 
