@@ -57,8 +57,9 @@ class Network:
             return [rows.numpy() for rows in self.network(tensors, [MIN_SCORE] * len(tensors))]
         rows = torch.tensor(np.stack([box for box in boxes if box is not None]))
         if self.role == "router":
-            difficulties: list[float] = self.network(tensors, rows[:, :4], rows[:, 4]).tolist()
-            return difficulties
+            difficulties, known = self.network.with_keypoints(tensors, rows[:, :4], rows[:, 4])
+            poses = [None] * len(rows) if known is None else list(known.numpy())
+            return list(zip(difficulties.tolist(), poses, strict=True))
         return list(self.network(tensors, rows[:, :4]).numpy())
 
 
@@ -77,11 +78,13 @@ class Ingress:
         return answer(torch.tensor(boxes), [torch.tensor(points) for points in keypoints])
 
     async def person(self, picture: Any, box: np.ndarray) -> np.ndarray:
-        difficulty = await self.router.remote(picture, box)
+        difficulty, keypoints = await self.router.remote(picture, box)
         route = self.policy.snapshot.route(difficulty)
         self.policy.observe(difficulty, route, own_p=True)
-        keypoints: np.ndarray = await (self.large if route is Route.hard else self.small).remote(picture, box)
-        return keypoints
+        if route is Route.hard or keypoints is None:
+            keypoints = await (self.large if route is Route.hard else self.small).remote(picture, box)
+        found: np.ndarray = keypoints
+        return found
 
 
 def main() -> None:
