@@ -141,7 +141,8 @@ class PoseAnswer(BaseModel):
     split: SplitAnswer
     images: list[ImageAnswer]
     timing_ms: dict[str, float] = Field(
-        description="stages: time in which a batch ran that held this request"
+        description="stages: time in which a batch ran that held this request; `score` has the small net's part in it "
+        "where the router has run that net, as the bundled one does"
     )
 
 

@@ -47,7 +47,8 @@ of its input. HRNet-W32 does twice the people a second in batches of 64 on an H2
 
 LEAST_BESIDE = {"detect": 1, "score": PIECES[0], "small": PIECES[0], "large": PIECES[0]}
 """Items with which a stage starts a batch beside another. Fewer might need the same one of a network's two sizes, and
-wait for it while the thread could do something else."""
+wait for it while the thread could do something else. (Small net and bundled router share theirs; but only `flip_test`
+and `estimator=small` run the small net then.)"""
 
 ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))
 """Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
 
     device: Device = Field("auto", description="auto, cpu or cuda")
     precision: Precision = Field(
-        "auto", description="arithmetic of detector and pose nets: auto, fp32, bf16, fp16"
+        "auto",
+        description="arithmetic of detector and pose nets: auto (detector in int8 where it pays), fp32, bf16, fp16",
     )
     runtime: Runtime = Field(
         "auto", description="what runs the networks: auto, eager (PyTorch), openvino (CPU), cudagraphs (CUDA)"

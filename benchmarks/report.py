@@ -209,7 +209,8 @@ def alone(rows: Sequence[Record]) -> str:
     best = ", ".join(f"{net} {size}" for net, size in batches.items())
     return (
         "## The nets alone\n\nMilliseconds a person on one core, boxes given, crop and decoding included; "
-        "`routed`: the router for all, half of them to each net. "
+        "`routed`: the router for all, the large net for half of them, and the small one for the others where the "
+        "router has not run it. "
         f"Batches found best at start, which the bound has: {best}.\n\n"
         + table(["", "ms", "range", "of the large net"], lines)
     )

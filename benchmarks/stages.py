@@ -215,12 +215,13 @@ class Given:
 
     @property
     def over_ideal(self) -> float:
-        """Cost of the routed pair in shares of p T_large + (1 - p) T_small + T_router, median of the rounds: below 1
-        where the router has the small net in it."""
+        """Cost of the routed pair in shares of p T_large + (1 - p) T_small + T_router, median of the rounds. T_small
+        is 0 where the router has the small net in it."""
         rounds = zip(self.ms["routed"], *(self.ms[net] for net in ("router", "small", "large")), strict=True)
+        again = not self.small_in_router
         return float(
             statistics.median(
-                routed / (router + (small + large) / 2) for routed, router, small, large in rounds
+                routed / (router + (again * small + large) / 2) for routed, router, small, large in rounds
             )
         )
 

@@ -125,7 +125,8 @@ def main() -> int:
         others = other_routers(options, device, dtype)
         calibration = options.calibration or pair.calibration
         scores = fitting_scores(calibration, pair.manifest)
-        ran = conditions(options, device, dtype, None if scores is None else calibration)
+        in_int8 = int8 and pair.manifest.detector.int8 is not None
+        ran = conditions(options, device, dtype, None if scores is None else calibration, in_int8)
         macs = pair_macs(pair.manifest)
     except (OSError, ValueError, PairError) as error:
         print(error, file=sys.stderr)

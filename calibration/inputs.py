@@ -81,15 +81,19 @@ def fitting_scores(file: Path, manifest: Manifest) -> list[float] | None:
 
 
 def conditions(
-    options: argparse.Namespace, device: torch.device, dtype: torch.dtype, calibration: Path | None
+    options: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    calibration: Path | None,
+    int8: bool = False,
 ) -> dict[str, object]:
     """What makes the figures of one run differ from another's, for its file. calibration: whose thresholds were
-    used."""
+    used. int8: whether the detector ran so."""
     return {
         "date": date.today().isoformat(),
         "device": device.type,
         "processor": processor(device),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(dtype).removeprefix("torch.") + (", detector int8" if int8 else ""),
         "runtime": resolve_runtime(device, options.runtime),
         "torch": torch.__version__,
         "batch": options.batch,

@@ -16,6 +16,8 @@ from typing import get_args
 import torch
 
 from calibration.estimates import NETS
+from models.estimator import PoseEstimator
+from models.router import DifficultyScorer, PoseScorer
 from models.runtime import Runtime, resolve_device, resolve_dtype
 from models.zoo import load_estimator, load_router
 from models.zoo.manifest import ONNX
@@ -63,9 +65,17 @@ def main() -> None:
     if device.type == "cuda" and any(entry.architecture == ONNX for entry in entries.values()):
         raise SystemExit("torch does not know what onnxruntime takes on CUDA")
     before = peak(device)
+    folder, how = str(manifest.folder), (device, dtype, options.runtime)
+    within = False  # whether the router has the small net in it, as in `load_pair`
     for name, entry in entries.items():
-        load = load_router if name == "router" else load_estimator
-        net = load(str(manifest.folder), entry, device, dtype, options.runtime)
+        net: DifficultyScorer | PoseScorer | PoseEstimator
+        if name == "router":
+            net = load_router(folder, entry, *how, manifest.small)
+            within = device.type == "cpu" and isinstance(net, PoseScorer) and net.small is not None
+        elif name == "small" and within:
+            continue
+        else:
+            net = load_estimator(folder, entry, *how)
         width, height = net.input_size
         net.network(torch.zeros(options.batch, 3, height, width))
     print(json.dumps({"bytes": peak(device) - before}))

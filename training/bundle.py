@@ -11,9 +11,6 @@ from typing import Any
 
 from models.defaults import DETECTOR_SIZE
 
-QUANTIZED = "detector-int8.xml"
-"""Its weights are in the .bin beside it."""
-
 NETWORKS: dict[str, dict[str, object]] = {
     "detector": {"architecture": "yolov8s", "input_size": DETECTOR_SIZE},
     "router": {"architecture": "pose"},
@@ -23,24 +20,37 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 
 def bundle(folder: Path) -> None:
-    """Write `folder/pair.json`. A file that is not there yet gets a hash of zeros, which nothing matches."""
+    """Write `folder/pair.json`. A file that is not there yet gets a hash of zeros, which nothing matches. A detector's
+    int8 form, which `training.quantize` names, stays for as long as the detector is the same."""
+    path = folder / "pair.json"
+    before = json.loads(path.read_text())["detector"] if path.exists() else {}
     manifest: dict[str, Any] = {"pair": "embedded"}
     for name, entry in NETWORKS.items():
-        path = folder / f"{name}.safetensors"
-        digest = sha256(path) if path.exists() else "0" * 64
-        manifest[name] = {"file": path.name, "sha256": digest, **entry}
-    int8, weights = folder / QUANTIZED, (folder / QUANTIZED).with_suffix(".bin")
-    if int8.exists():
-        manifest["detector"] |= {
-            "int8": {
-                "file": int8.name,
-                "sha256": sha256(int8),
-                "weights_file": weights.name,
-                "weights_sha256": sha256(weights),
-            }
-        }
+        weights = folder / f"{name}.safetensors"
+        digest = sha256(weights) if weights.exists() else "0" * 64
+        manifest[name] = {"file": weights.name, "sha256": digest, **entry}
+    if "int8" in before and before["sha256"] == manifest["detector"]["sha256"]:
+        manifest["detector"]["int8"] = before["int8"]
     manifest["calibration"] = "calibration.json"
-    (folder / "pair.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write(path, manifest)
+
+
+def name_int8(folder: Path, network: Path) -> None:
+    """Write the detector's int8 form, `network` and the .bin beside it, into `folder/pair.json`."""
+    path = folder / "pair.json"
+    manifest = json.loads(path.read_text())
+    weights = network.with_suffix(".bin")
+    manifest["detector"]["int8"] = {
+        "file": network.name,
+        "sha256": sha256(network),
+        "weights_file": weights.name,
+        "weights_sha256": sha256(weights),
+    }
+    write(path, manifest)
+
+
+def write(path: Path, manifest: dict[str, Any]) -> None:
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:

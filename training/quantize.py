@@ -1,10 +1,10 @@
-"""Makes the int8 form of a pair's YOLO, which CPUs with AVX-512 VNNI run in two thirds of the time.
+"""Makes the int8 form of a pair's YOLO, which CPUs with AVX-512 VNNI run in three quarters of the time.
 
-    python -m training.quantize DATA --pair models/weights
+    python -m training.quantize DATA --pair FOLDER
 
-Writes `detector-int8.xml` and `.bin`, OpenVINO's, beside the pair's other files; `training.bundle` names them in
-`pair.json`. NNCF's post-training quantization looks at training pictures; then the float and the int8 network are
-measured on the held-back tenth of them. Needs the extra `quantize`.
+Writes `detector-int8.xml` and `.bin`, OpenVINO's, beside the pair's other files, and names them in its `pair.json`.
+NNCF's post-training quantization looks at training pictures; then the float and the int8 network are measured on the
+held-back tenth of them. Needs the extra `quantize`.
 
 Left as they are: the first layers, whose errors go through all the others, the last two of each branch of the head, and
 what makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixels apart. All that is little arithmetic.
@@ -12,6 +12,7 @@ what makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixel
 
 import argparse
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,47 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.accuracy import accuracy
-from calibration.data import LabelledImage, Pictures, is_held_back, read_split
+from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from calibration.detection import complete, find, match_boxes
+from calibration.inputs import missing_split
 from models.detector import YoloDetector, letterbox, load_yolo
 from models.openvino import convert, package
 from models.runtime import compile_network, resolve_dtype
 from models.zoo import DetectorEntry, read_manifest, read_weights
-from training.bundle import QUANTIZED
+from training.bundle import name_int8
 
+NAME = "detector-int8.xml"
 FIRST = tuple(f".network.model.{layer}." for layer in range(3))
 LAST = tuple(
     f".head.{branch}.{level}.{layer}" for branch in ("cv2", "cv3") for level in range(3) for layer in (1, 2)
 )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Quantize a pair's YOLO to int8.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
-    parser.add_argument("--pair", default="models/weights", help="folder of the pair")
+    parser.add_argument("--pair", type=Path, required=True, help="folder of the pair, which is changed")
     parser.add_argument("--pictures", type=int, default=300, help="that the ranges of values are taken from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    entry = read_manifest(options.pair).detector
+    if not has_split(options.data, "train"):
+        return missing_split(options.data, "train")
+    pair = str(options.pair)
+    entry = read_manifest(pair).detector
     images = complete(read_split(options.data, "train"))
     learning = [image for image in images if not is_held_back(image.id)]
     chosen = random.Random(options.seed).sample(learning, min(options.pictures, len(learning)))
     pictures = Pictures(options.data)
-    model = convert(load_yolo(read_weights(options.pair, entry), entry.architecture), None)
+    model = convert(load_yolo(read_weights(pair, entry), entry.architecture), None)
     quantized = quantize(model, list(inputs(chosen, pictures, entry.input_size)))
-    path = Path(options.pair) / QUANTIZED
+    path = options.pair / NAME
     package().save_model(quantized, path, compress_to_fp16=False)
+    name_int8(options.pair, path)
     held_back = [image for image in images if is_held_back(image.id)]
     print(f"{path}: {len(chosen)} pictures; person AP, AP50 and AR on {len(held_back)} held back")
-    for line in compare(options.pair, entry, path, held_back, pictures):
+    for line in compare(pair, entry, path, held_back, pictures):
         print(line)
+    return 0
 
 
 def inputs(images: Sequence[LabelledImage], pictures: Pictures, size: int) -> Iterator[NDArray[np.float32]]:
@@ -107,4 +115,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -101,7 +101,7 @@ export class Album extends EventTarget {
     result.people = byDifficulty(result.people);
     const moved = before ? moves(before.people, result.people) : { toSmall: [], toLarge: [] };
     for (const person of [...moved.toSmall, ...moved.toLarge]) person.moved = true;
-    const tries = [...picture.tries, { p: result.split.p, ms: result.timing.estimate }].slice(-60);
+    const tries = [...picture.tries, { p: result.split.p, ms: result.timing.nets }].slice(-60);
     Object.assign(picture, { state: "done", before, result, tries, problem: null });
     this.#tell("answer", picture);
   }

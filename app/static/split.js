@@ -8,7 +8,7 @@ import { stripPlot, triesPlot } from "./plots.js";
 const DEBOUNCE_MS = 250;
 
 const COSTS = [
-  ["Pose nets", (result) => result.timing.estimate],
+  ["Router and pose nets", (result) => result.timing.nets],
   ["Whole answer", (result) => result.timing.total],
   ["Round trip", (result) => result.roundTrip],
 ];
@@ -96,8 +96,8 @@ function movesSentence(before, result) {
     toSmall.length && `${plural(toSmall.length, "person", "people")} moved from the large to the small net`,
     toLarge.length && `${plural(toLarge.length, "person", "people")} moved from the small to the large net`,
   ].filter(Boolean);
-  const change = result.timing.estimate - before.timing.estimate;
-  const cost = `the pose nets took ${milliseconds(Math.abs(change))} ms ${change < 0 ? "less" : "more"}`;
+  const change = result.timing.nets - before.timing.nets;
+  const cost = `router and pose nets took ${milliseconds(Math.abs(change))} ms ${change < 0 ? "less" : "more"}`;
   return `${step}: ${parts.length ? parts.join(", ") : "nobody changed nets"}; ${cost}.`;
 }
 

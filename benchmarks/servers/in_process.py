@@ -212,7 +212,7 @@ def respond(
         return run(loop, share(asked["seed"]), asked["seconds"], asked["p"])
     if "given" in asked:
         costs = given(loop.pair, posts[:100], loop.stages.batches["large"], asked["given"])
-        return {"people": costs.people, "ms": costs.ms}
+        return {"people": costs.people, "ms": costs.ms, "small_in_router": costs.small_in_router}
     if "batches" in asked:
         return loop.stages.batches
     ((boxes, keypoints),) = loop.poses([posts[asked["pose"]].body])

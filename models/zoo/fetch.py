@@ -39,7 +39,7 @@ from models.zoo.catalog import BUNDLED, PAIRS, PUBLISHED, Published, cache_folde
 from models.zoo.checkpoints import CheckpointError, keep_weights, read_pickle
 from models.zoo.errors import PairError
 from models.zoo.manifest import EMBEDDED, ONNX, ROLES, read_manifest
-from models.zoo.pairs import load_estimator, verified
+from models.zoo.pairs import load_estimator, verified, verified_int8
 
 ATTEMPTS = 5
 PAUSE_S = 1.0
@@ -315,13 +315,9 @@ def _make_pair(pair: str, folder: Path, files: dict[str, Path]) -> None:
     new = folder.with_name(f".{pair}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    int8 = manifest["detector"]["int8"]
-    for name in (
-        manifest["detector"]["file"],
-        int8["file"],
-        int8["weights_file"],
-        manifest["router"]["file"],
-    ):
+    int8 = manifest["detector"].get("int8", {})
+    names = [manifest[role]["file"] for role in ("detector", "router")]
+    for name in names + [int8[key] for key in ("file", "weights_file") if key in int8]:
         shutil.copyfile(EMBEDDED / name, new / name)
     scores = json.loads((EMBEDDED / manifest["calibration"]).read_bytes())
     scores["made_with"]["pair"] = pair
@@ -367,6 +363,7 @@ def _check(folder: Path) -> None:
         manifest = read_manifest(str(folder))
         for role in ROLES:
             verified(str(folder), getattr(manifest, role))
+        verified_int8(str(folder), manifest.detector)
     except PairError as error:
         raise FetchError(f"{error}; remove {folder} to have it made again") from error
 

@@ -11,7 +11,7 @@ What a file may be, with `architecture` in `pair.json` or `NAME=FILE`:
 - routers: `dynpose`, the paper's, or `pose`.
 
 ONNX nets are described by a file beside them (`models.zoo.sidecar`). Weights are safetensors, or what `torch.save` and
-ultralytics write, of which nothing but tensors is read.
+ultralytics write, of which nothing but tensors is read. A detector may come in int8, too, in OpenVINO's two files.
 """
 
 import hashlib

@@ -169,13 +169,14 @@ def load_detector(
         with _fitting(entry):
             return load_yolo(weights, entry.architecture)
 
-    quantized = _quantized(pair, entry) if int8 else None
+    quantized = verified_int8(pair, entry) if int8 else None
     network = compile_network(build, device, dtype, runtime, cache=_cache(entry), quantized=quantized)
     return YoloDetector(network, input_size=entry.input_size)
 
 
-def _quantized(pair: str, entry: DetectorEntry) -> Path | None:
-    """The .xml of the network in int8, whose .bin is right, too."""
+def verified_int8(pair: str, entry: DetectorEntry) -> Path | None:
+    """The .xml of a detector's network in int8, if it has one; its hash and that of the .bin are right. Raises
+    PairError."""
     if entry.int8 is None:
         return None
     folder = entry.path(pair).parent

@@ -13,7 +13,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.service import ASPECTS, BUCKETS, Service, build_stages, crew_size, side_by_side, warm
 from app.settings import Settings
-from models.zoo import PairError
+from models.zoo import PairError, read_manifest
 from tests.app.conftest import FakePair, picture_of
 from tests.process import until
 
@@ -122,6 +122,32 @@ def test_a_service_told_to_stop_while_it_loads_keeps_refusing(pair_folder, monke
 
     asyncio.run(run())
     assert stopping.status == "draining"
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", True), ("bf16", False)])
+def test_the_detector_runs_in_int8_where_the_cpu_has_use_for_it(
+    pair_folder, monkeypatch, precision, expected
+):
+    loaded = []
+
+    def load(*arguments):
+        loaded.append(arguments[-1])
+        return FakePair(None)
+
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
+    monkeypatch.setattr("app.service.load_pair", load)
+    monkeypatch.setattr("app.service.warm", lambda *_: None)
+    starting = service(pair_folder, precision=precision, device="cpu")
+
+    async def run():
+        await starting.load()
+        await starting.close()
+
+    asyncio.run(run())
+    assert loaded == [expected]
+    assert starting.detector_precision in ("float32", "bfloat16")  # the fake pair has none in int8
+    starting.manifest = read_manifest("embedded")
+    assert (starting.detector_precision == "int8") is expected
 
 
 def test_nothing_is_served_before_it_is_ready(pair_folder):

@@ -69,6 +69,7 @@ def everything() -> list[Record]:
             "contender": "bound",
             "people": 9,
             "ms": ms,
+            "small_in_router": False,
             "batches": {"detect": 1, "large": 4},
         }
     )

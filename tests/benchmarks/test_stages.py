@@ -138,6 +138,7 @@ def test_a_pair_whose_router_has_the_small_net_in_it_is_priced_without_it() -> N
 def test_the_routed_pair_is_held_against_its_parts_round_by_round() -> None:
     ms = {"router": [1.0, 1, 1], "small": [4.0, 4, 4], "large": [20.0, 40, 20], "routed": [26.0, 23, 13]}
     assert Given(6, ms).over_ideal == pytest.approx(1.0)
+    assert Given(6, ms, small_in_router=True).over_ideal == pytest.approx(13 / 11)
     assert "at p = 0.5 0.87 times" in str(Given(6, ms))
 
 

@@ -207,7 +207,8 @@ def test_the_slider_asks_again_and_says_who_moved_and_what_it_cost(bundled: Live
     expect(page.locator("#cost-now")).to_have_text("p = 1.00")
     assert column(page, 4) == ["large, moved"] * 4
     assert re.match(
-        r"From p = 0\.00 to 1\.00: 4 people moved from the small to the large net; the pose nets took [\d.,]+ ms",
+        r"From p = 0\.00 to 1\.00: 4 people moved from the small to the large net; "
+        r"router and pose nets took [\d.,]+ ms",
         page.inner_text("#moved"),
     )
     assert pixels(page, ROUTE_COLOURS["hard"]) > 500
@@ -215,7 +216,7 @@ def test_the_slider_asks_again_and_says_who_moved_and_what_it_cost(bundled: Live
     assert [re.sub(r"[\d.,]+", "0", row).split("\t") for row in rows] == [
         [name, "0", "0", change]
         for name, change in zip(
-            ("Pose nets", "Whole answer", "Round trip"),
+            ("Router and pose nets", "Whole answer", "Round trip"),
             [re.sub(r"[\d.,]+", "0", row).split("\t")[-1] for row in rows],
             strict=True,
         )

@@ -73,7 +73,9 @@ class FakePair:
         self.small, self.large = FakeNet(FAR, 2, self.joints), FakeNet(0, 10, self.joints)
         self.router = FakeRouter()
         self.manifest = SimpleNamespace(
-            names=lambda: {"pair": "fake"}, router=SimpleNamespace(architecture="pose", sha256="")
+            names=lambda: {"pair": "fake"},
+            router=SimpleNamespace(architecture="pose", sha256=""),
+            detector=SimpleNamespace(int8=None),
         )
 
     def detector(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:

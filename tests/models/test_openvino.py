@@ -25,7 +25,16 @@ from models.detector import YoloDetector
 from models.geometry import center_scale
 from models.router import Router, RouterConfig
 from models.runtime import compile_network, resolve_runtime
-from models.zoo import Pair, load_detector, load_pair, load_router, named_entry, read_manifest, save_weights
+from models.zoo import (
+    Pair,
+    load_detector,
+    load_estimator,
+    load_pair,
+    load_router,
+    named_entry,
+    read_manifest,
+    save_weights,
+)
 from models.zoo import pairs as pairs_module
 from models.zoo.manifest import RouterEntry
 from tests.process import until
@@ -353,6 +362,20 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     from torchvision.ops import box_iou
 
     return box_iou(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_router_hands_over_the_keypoints_of_the_small_net(pairs, people, dtype: torch.dtype) -> None:
+    pictures, rows = people
+    pair = pairs["openvino", dtype]
+    _, known = pair.router.with_keypoints(pictures, rows[:, :4], rows[:, 4])
+    alone = load_estimator("embedded", pair.manifest.small, CPU, dtype, "openvino")(pictures, rows[:, :4])
+    sure = alone[:, :, 2] > 0.5
+    distance = (known - alone)[:, :, :2].norm(dim=2)[sure] / center_scale(rows[:, :4])[1][:, 1].view(
+        -1, 1
+    ).expand_as(sure)[sure]
+    assert distance.quantile(0.5) < 0.001  # of the crop's height
+    assert distance.quantile(0.99) < (0.001 if dtype is torch.float32 else 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

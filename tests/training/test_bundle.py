@@ -1,25 +1,44 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
+
+import pytest
 
 from models.zoo import read_manifest
 from models.zoo.manifest import EMBEDDED
-from training.bundle import bundle
+from training.bundle import bundle, name_int8
 
 
-def test_the_bundled_pair_is_what_the_command_writes(tmp_path: Path) -> None:
-    for path in EMBEDDED.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "pair.json").unlink()
-    bundle(tmp_path)
-    assert (tmp_path / "pair.json").read_text() == (EMBEDDED / "pair.json").read_text()
-    assert read_manifest(str(tmp_path)).detector.int8 is not None
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
 
 
-def test_without_a_detector_in_int8_none_is_named(tmp_path: Path) -> None:
+def test_the_bundled_pair_is_what_the_command_writes(folder: Path) -> None:
+    before = (folder / "pair.json").read_text()
+    bundle(folder)
+    assert (folder / "pair.json").read_text() == before
+    assert read_manifest(str(folder)).detector.int8 is not None
+
+
+def test_a_new_detector_has_no_int8_form_until_that_is_made_too(folder: Path) -> None:
+    (folder / "detector.safetensors").write_bytes(b"trained again")
+    bundle(folder)
+    assert read_manifest(str(folder)).detector.int8 is None
+    (folder / "new.xml").write_bytes(b"layers")
+    (folder / "new.bin").write_bytes(b"weights")
+    name_int8(folder, folder / "new.xml")
+    int8 = read_manifest(str(folder)).detector.int8
+    assert int8 is not None
+    assert int8.sha256 == hashlib.sha256(b"layers").hexdigest()
+    assert int8.weights_sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert (int8.file, int8.weights_file) == ("new.xml", "new.bin")
+
+
+def test_files_that_are_not_there_yet_have_a_hash_that_nothing_matches(tmp_path: Path) -> None:
     (tmp_path / "small.safetensors").write_bytes(b"weights")
     bundle(tmp_path)
     manifest = json.loads((tmp_path / "pair.json").read_text())
-    assert "int8" not in manifest["detector"]
     assert manifest["small"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert manifest["large"]["sha256"] == "0" * 64

@@ -3,8 +3,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.detector import BoxDecoder, build_network
-from models.openvino import convert
+from models.detector import BoxDecoder, build_network, load_yolo
+from models.openvino import convert, package
+from models.zoo import read_manifest, read_weights
+from models.zoo.pairs import verified_int8
 from training.quantize import left_alone, quantize
 
 
@@ -28,12 +30,23 @@ def test_layers_are_quantized_and_coordinates_are_not(model: Any) -> None:
     pytest.importorskip("nncf", reason="needs the extra `quantize`")
     rng = torch.Generator().manual_seed(0)
     examples = [torch.rand(1, 64, 96, 3, generator=rng).numpy() for _ in range(4)]
-    alone = set(left_alone(model))
-    rounded = [each for each in quantize(model, examples).get_ops() if each.get_type_name() == "FakeQuantize"]
+    assert rounded(quantize(model, examples), set(left_alone(model))) > 40
+
+
+def test_the_bundled_detector_is_quantized_so() -> None:
+    entry = read_manifest("embedded").detector
+    float_model = convert(load_yolo(read_weights("embedded", entry), entry.architecture), None)
+    path = verified_int8("embedded", entry)
+    assert rounded(package().Core().read_model(path), set(left_alone(float_model))) > 40
+
+
+def rounded(quantized: Any, alone: set[str]) -> int:
+    """How many operations read rounded values; none of `alone` may."""
     readers = {
         reader.get_node().get_friendly_name()
-        for each in rounded
-        for reader in each.output(0).get_target_inputs()
+        for operation in quantized.get_ops()
+        if operation.get_type_name() == "FakeQuantize"
+        for reader in operation.output(0).get_target_inputs()
     }
-    assert len(readers) > 40
     assert not readers & alone
+    return len(readers)

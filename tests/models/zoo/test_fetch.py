@@ -376,6 +376,7 @@ def test_a_fetched_pair_loads_by_its_name(tiny: str, cache: Path, capsys: pytest
 
 def test_a_pair_is_made_once_and_then_checked(tiny: str, server: Server, capsys: pytest.CaptureFixture[str]):
     folder = fetch_pair(tiny)
+    assert load_pair(tiny, torch.device("cpu"), torch.float32, int8=True).manifest.detector.int8 is not None
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert fetch_pair(tiny) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
