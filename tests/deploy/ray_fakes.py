@@ -49,7 +49,8 @@ class Wishes:
         self._write()
 
     def _write(self) -> None:
-        values = {"nan_at": -1.0, "peaks": [0.8] * 17, "told": time.monotonic_ns()} | self.__dict__
+        unwished = {"nan_at": -1.0, "peaks": [0.8] * 17, "small_in_router": False}
+        values = unwished | {"told": time.monotonic_ns()} | self.__dict__
         values["faults"] = dict(values["faults"])
         del values["file"]
         whole = self.file.with_suffix(".new")

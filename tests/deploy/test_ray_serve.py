@@ -43,8 +43,10 @@ IN_PROCESS = {
     "test_requests_are_refused_while_loading_and_while_draining",
     "test_bodies_that_have_no_room_are_refused_before_they_are_read",
     "test_every_change_is_logged_with_its_version_and_no_refusal_is",
+    "test_the_flip_test_and_a_forced_small_net_run_it_all_the_same",
 }
-"""Tests of the routes that reach into the service's process or read its log; stages that die are replaced here."""
+"""Tests of the routes that reach into the service's process, read its log or count what its networks were asked; stages
+that die are replaced here."""
 
 
 def asks(test: Callable[..., None]) -> bool:
