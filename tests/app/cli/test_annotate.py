@@ -8,7 +8,7 @@ import signal
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,15 @@ def test_what_is_done_is_not_done_again(
     assert names(out) == ["a.png", "b.png", "d.png", "trip/c.JPG"]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts Python, also where the tests were started in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_what_is_done_and_the_next_run_goes_on(
     dynpose: Dynpose, calls: Calls, looked_at: Counter[str], folder: Path, tmp_path: Path
 ) -> None:
@@ -372,6 +381,7 @@ def test_a_video_is_drawn_whole_and_looked_at_as_often_as_asked(
     assert {path.name for path in out.iterdir()} == {"clip.avi.mp4", "poses.json", "poses.jsonl"}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_video_goes_on_where_it_was(
     dynpose: Dynpose, calls: Calls, looked_at: Counter[str], tmp_path: Path
 ) -> None:
