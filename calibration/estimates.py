@@ -123,7 +123,7 @@ def estimate(
             {name: value * (1 + (flip_test and name != "router")) for name, value in (macs or {}).items()},
             {name: value / len(found) for name, value in seconds.items()},
             flip_test,
-            isinstance(pair.router, PoseScorer) and pair.router.small is not None and not flip_test,
+            pair.router.small is not None and not flip_test,
         ),
     )
 

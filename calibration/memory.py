@@ -71,7 +71,7 @@ def main() -> None:
         net: DifficultyScorer | PoseScorer | PoseEstimator
         if name == "router":
             net = load_router(folder, entry, *how, manifest.small)
-            within = device.type == "cpu" and isinstance(net, PoseScorer) and net.small is not None
+            within = device.type == "cpu" and net.small is not None
         elif name == "small" and within:
             continue
         else:

@@ -193,7 +193,8 @@ def _read(path: Path) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _read_file(path: Path, sizes: tuple[int, ...]) -> Any:  # noqa: ARG001
-    """A second detector shares the weights of the first: 40 MB. sizes: of the files, which tell a damaged one."""
+    """A second detector shares the weights of the first: 40 MB in float32. sizes: of the files, which tell a damaged
+    one."""
     return _core().read_model(path)
 
 

@@ -120,6 +120,8 @@ class DifficultyScorer:
     """People in pictures -> difficulty, through the paper's crop (256 x 192, padding 1.25)."""
 
     input_size = ROUTER_SIZE
+    small: PoseEstimator | None = None
+    """As of a `PoseScorer`; this one has none in it."""
 
     def __init__(self, network: Network) -> None:
         self.network = network

@@ -247,8 +247,8 @@ def load_pair(
         load_detector(folder, manifest.detector, device, dtype, runtime, int8) for _ in range(detectors)
     )
     router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
-    # Where several threads may call a network, one will do for both: 0.1 GB.
-    within = router.small if device.type == "cpu" and isinstance(router, PoseScorer) else None
+    # Where several threads may call a network, one will do for both: 65 MB.
+    within = router.small if device.type == "cpu" else None
     return Pair(
         manifest=manifest,
         device=device,

@@ -46,6 +46,7 @@ class FakeRouter:
     """Difficulty grows with the box and its score."""
 
     input_size: tuple[int, int] = (12, 16)
+    small: None = None
 
     def __post_init__(self) -> None:
         self.network = convolution(1)
