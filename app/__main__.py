@@ -15,14 +15,19 @@ from app.service import Service
 from app.settings import SettingsError, load_settings
 from models.zoo import PairError
 
-M_ARENA_MAX = -8  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 
 
-def share_memory_between_threads() -> None:
+def spare_memory() -> None:
     """glibc gives each thread memory of its own, of which every one keeps what its largest picture needed: with two
-    such arenas a loaded service takes 80 MB less. Elsewhere nothing."""
+    such arenas a loaded service takes 80 MB less. And with each large block that is freed it learns to keep larger
+    ones: 40 MB less without that. From 1 MB instead of 4 it would be 70, and 3 % fewer pictures a second. Elsewhere
+    nothing."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 4 << 20)
 
 
 def main() -> int:
@@ -47,7 +52,7 @@ def main() -> int:
         patience_s=settings.body_timeout_s,
     )
     allow_many_connections()
-    share_memory_between_threads()
+    spare_memory()
 
     def stop_on_failure() -> None:
         server.should_exit = True

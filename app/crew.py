@@ -21,8 +21,9 @@ class Member(Protocol):
     def seconds_waiting(self) -> float:
         """Seconds, roughly, that what waits will take."""
 
-    def take(self) -> Callable[[], None]:
-        """The next batch, which runs when it is called (without the lock) and then raises nothing."""
+    def take(self, alone: bool) -> Callable[[], None]:
+        """The next batch, which runs when it is called (without the lock) and then raises nothing. alone: the other
+        threads have nothing to do."""
 
     def end(self) -> None:
         """There will be no more batches."""
@@ -44,6 +45,7 @@ class Crew:
         self._stages: list[Member] = []
         self._threads: list[threading.Thread] = []
         self._working = 0
+        self._idle = 0
         self._draining = False
 
     def add(self, stage: Member) -> None:
@@ -99,8 +101,10 @@ class Crew:
             while not (ready := self._ready()):
                 if self._draining:
                     return None
+                self._idle += 1
                 self.wake.wait()
-            run = self._choose(ready).take()
+                self._idle -= 1
+            run = self._choose(ready).take(alone=len(ready) == 1 and self._idle == self._size - 1)
             if self._ready():
                 self.wake.notify()
             return run

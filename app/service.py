@@ -36,9 +36,9 @@ log = logging.getLogger("dynpose")
 
 T = TypeVar("T")
 
-UP_TO_16, UP_TO_64 = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32, 64)
+IN_PIECES, UP_TO_64 = (1, 2, 3, 4, 8, 12, 16), (1, 2, 4, 8, 16, 32, 64)
 BUCKETS = {
-    "cpu": {"detect": (1,), "score": UP_TO_16, "small": UP_TO_16, "large": (1, 2, 4, 8)},
+    "cpu": {"detect": (1,), "score": IN_PIECES, "small": IN_PIECES, "large": IN_PIECES[:5]},
     "cuda": {"detect": (1, 2, 4, 8), "score": UP_TO_64, "small": UP_TO_64, "large": UP_TO_64},
 }
 """Batch sizes of each stage, all warmed before the service is ready. Those that save nothing cost memory all the same:
@@ -192,7 +192,7 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_on
     size = min(crew_size(), len(BUCKETS["cpu"]) * at_once)
     crew = Crew(size, MAX_THREAD_WAIT_S) if pair.device.type == "cpu" else None
 
-    def stage(name: str, runs: Sequence[Work], *serves: str) -> Stage:
+    def stage(name: str, runs: Sequence[Work], *serves: str, run_alone: Work | None = None) -> Stage:
         return Stage(
             name,
             [own_stream(run, pair.device) for run in runs],
@@ -201,11 +201,14 @@ def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_on
             observer=observer,
             max_passed_over_s=max_passed_over_s,
             least_beside=LEAST_BESIDE[name],
+            run_alone=run_alone,
             crew=crew,
         )
 
+    detectors = [detect_stage(each) for each in (pair.detector, *pair.more_detectors)]
+    wide = detect_stage(pair.wide_detector) if pair.wide_detector else None
     return [
-        stage("detect", [detect_stage(each) for each in (pair.detector, *pair.more_detectors)], "detect"),
+        stage("detect", detectors, "detect", run_alone=wide),
         stage("score", [score_stage(pair)] * at_once, "score"),
         stage("small", [estimate_stage(pair.small)] * at_once, "easy", "extremely_hard"),
         stage("large", [estimate_stage(pair.large)] * at_once, "hard"),

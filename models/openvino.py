@@ -40,6 +40,13 @@ other: a crop alone takes a tenth more than one of four."""
 ANY = 0
 """In place of a piece's size: a network for whatever shape there is."""
 
+CACHED_KERNELS = 600
+"""That a network for all shapes keeps, enough for the detector's seven usual shapes; then those go that were not used
+for longest. Without a limit it grew by 0.3 GB until all 31 shapes had come, in float by 0.2."""
+
+CACHED_WIDE = 200
+"""The same for one of more threads than usual, which runs while there is little to do: three shapes."""
+
 
 @functools.cache
 def _core() -> Any:
@@ -62,11 +69,12 @@ def compile_network(
     size: tuple[int, int] | None,
     cache: Path | None,
     quantized: Path | None = None,
+    threads: int = 0,
 ) -> Callable[[Tensor], Tensor] | None:
     """As `models.runtime.compile_network`; None where OpenVINO cannot do what `make()` does.
 
     A batch runs in `PIECES`, whose networks are made when they are first needed. With `size` None one network takes
-    every shape, and one thread at a time: a detector's many shapes would gain nothing.
+    every shape, and one batch at a time: a detector's many shapes would gain nothing.
     """
     model = _read(quantized) if quantized else None
     if quantized and model is None:
@@ -77,19 +85,20 @@ def compile_network(
         model = convert(make(), size)
         if model is not None and cache:
             _keep(model, cache)
-    return None if model is None else _compile(model, dtype)
+    return None if model is None else _compile(model, dtype, threads or torch.get_num_threads())
 
 
-def _compile(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def _compile(model: Any, dtype: torch.dtype, threads: int) -> Callable[[Tensor], Tensor]:
     properties = {
         # Arithmetic of what lies before the last convolution; what comes after it, such as decoding boxes, is float32.
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
         # The calling thread does the work itself where this is 1.
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         # Networks of several stages would be pinned to the same cores: four stages of two threads each on two cores
         # took a tenth more processor time. With one thread each, which is the caller's, it changes nothing.
         "ENABLE_CPU_PINNING": False,
+        "CPU_RUNTIME_CACHE_CAPACITY": CACHED_KERNELS if threads == torch.get_num_threads() else CACHED_WIDE,
     }
     *_, height, width, channels = model.input(0).partial_shape
     sizes = PIECES if height.is_static else (ANY,)
@@ -168,7 +177,7 @@ def _agrees(model: Any, module: nn.Module, probe: Tensor) -> bool:
     shaped.reshape([len(probe), *probe.shape[2:], probe.shape[1]])
     if tuple(shaped.output(0).shape) != tuple(expected.shape):
         return False
-    found = _compile(model, torch.float32)(probe)
+    found = _compile(model, torch.float32, torch.get_num_threads())(probe)
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 

@@ -119,6 +119,7 @@ def compile_network(
     size: tuple[int, int] | None = None,
     cache: Path | None = None,
     quantized: Path | None = None,
+    threads: int = 0,
 ) -> Network:
     """Make `module` callable on `device`: float32 (N, 3, h, w) in, float32 out on that device, no gradients. On a CPU
     several threads may call it at once, elsewhere one.
@@ -126,9 +127,9 @@ def compile_network(
     The module is moved and converted in place (channels-last, `dtype`) and belongs to the returned function; what makes
     one is called only when it is needed. size: (width, height) in pixels of all inputs, None where they differ, in
     multiples of 32. cache: folder of what is kept of this very module between starts, None for nothing; it need be
-    neither there nor writable. quantized: the .xml of the same network in int8, which takes its place. All three are
-    for OpenVINO alone. A network that the runtime cannot take, or of which it makes something else, runs eagerly, and
-    the log says so. Raises ValueError as `resolve_runtime`.
+    neither there nor writable. quantized: the .xml of the same network in int8, which takes its place. threads: for
+    each call, 0 for as many as PyTorch takes. All four are for OpenVINO alone. A network that the runtime cannot take,
+    or of which it makes something else, runs eagerly, and the log says so. Raises ValueError as `resolve_runtime`.
     """
 
     @functools.cache
@@ -139,7 +140,9 @@ def compile_network(
     if resolved == "openvino":
         from models import openvino
 
-        network = openvino.compile_network(make, dtype, size=size, cache=cache, quantized=quantized)
+        network = openvino.compile_network(
+            make, dtype, size=size, cache=cache, quantized=quantized, threads=threads
+        )
         if network is not None:
             return network
     if resolved == "cudagraphs":

@@ -26,7 +26,7 @@ from models.router import (
     RouterConfig,
     features_and_heatmaps,
 )
-from models.runtime import Network, Runtime, compile_network
+from models.runtime import Network, Runtime, compile_network, resolve_runtime
 from models.skeleton import SKELETONS
 from models.zoo import checkpoints, onnx
 from models.zoo.catalog import cache_folder
@@ -59,6 +59,8 @@ class Pair:
     large: PoseEstimator
     more_detectors: tuple[Detector, ...] = ()
     """The detector once more, for further threads."""
+    wide_detector: Detector | None = None
+    """And once more on as many cores as all of those together, for a picture that has them to itself."""
 
 
 def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
@@ -148,9 +150,10 @@ def load_detector(
     dtype: torch.dtype,
     runtime: Runtime = "auto",
     int8: bool = False,
+    threads: int = 0,
 ) -> Detector:
     """The person detector of a pair. Only YOLOs run in `dtype` and `runtime`. int8: where the pair brings it so.
-    Raises PairError."""
+    threads: as of `compile_network`. Raises PairError."""
     if entry.architecture == ONNX and entry.onnx is not None:
         return onnx.OnnxDetector(
             onnx.open_net(verified(pair, entry), device),
@@ -170,7 +173,9 @@ def load_detector(
             return load_yolo(weights, entry.architecture)
 
     quantized = verified_int8(pair, entry) if int8 else None
-    network = compile_network(build, device, dtype, runtime, cache=_cache(entry), quantized=quantized)
+    network = compile_network(
+        build, device, dtype, runtime, cache=_cache(entry), quantized=quantized, threads=threads
+    )
     return YoloDetector(network, input_size=entry.input_size)
 
 
@@ -240,12 +245,13 @@ def load_pair(
     int8: bool = False,
 ) -> Pair:
     """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many are
-    to run at once. int8: as `load_detector`. Raises PairError."""
+    to run at once; more than one come with a wide one, too. int8: as `load_detector`. Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
-    detector, *more_detectors = (
-        load_detector(folder, manifest.detector, device, dtype, runtime, int8) for _ in range(detectors)
-    )
+    load = functools.partial(load_detector, folder, manifest.detector, device, dtype, runtime, int8)
+    detector, *more_detectors = (load() for _ in range(detectors))
+    turns_wide = manifest.detector.architecture in YOLOS and resolve_runtime(device, runtime) == "openvino"
+    wide_detector = load(detectors * torch.get_num_threads()) if turns_wide and detectors > 1 else None
     router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
     # Where several threads may call a network, one will do for both: 65 MB.
     within = router.small if device.type == "cpu" else None
@@ -258,6 +264,7 @@ def load_pair(
         small=within or load_estimator(folder, manifest.small, device, dtype, runtime),
         large=load_estimator(folder, manifest.large, device, dtype, runtime),
         more_detectors=tuple(more_detectors),
+        wide_detector=wide_detector,
     )
 
 

@@ -46,6 +46,7 @@ class FakePair:
         self.manifest = manifest
         self.device = torch.device("cpu")
         self.more_detectors = ()
+        self.wide_detector = None
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
         self.nan_at = -1.0
         self.peaks = [0.8] * 17

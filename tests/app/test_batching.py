@@ -680,6 +680,33 @@ async def test_a_batch_beside_another_needs_so_many_items():
     worker.end()
 
 
+@on_loop
+async def test_an_item_that_has_the_crew_to_itself_runs_on_all_its_cores():
+    def run_alone(items):
+        alone.append(items)
+        return worker._run(items)
+
+    alone: list[list] = []
+    worker = Worker(crew=Crew(2, LONG), places=2, run_alone=run_alone)
+    while not alone:  # the other thread may still be starting
+        assert await outcome(worker.submit(1)) == 10
+    await asyncio.sleep(0.02)
+    alone.clear()
+    first = await worker.hold()
+    assert alone == [[0]]
+    beside = worker.submit(2)
+    while not worker.batches:
+        await asyncio.sleep(0.001)
+    worker.gate.set()
+    assert [await outcome(future) for future in (first, beside)] == [0, 20]
+    await asyncio.sleep(0.02)
+    with worker.stage.crew.wake:
+        two = [worker.submit(item) for item in (3, 4)]
+    assert [await outcome(future) for future in two] == [30, 40]
+    assert alone == [[0]]
+    worker.end()
+
+
 class AcceleratorError(RuntimeError):
     """Called as torch's, which is raised once and for all when the device is lost."""
 

@@ -20,6 +20,7 @@ class Batches:
         self.seconds_waiting = work
         self.oldest = time.monotonic() - since
         self.waiting = 0
+        self.alone: list[bool] = []
         self.ended = 0
         self.let_go = threading.Semaphore(0)
         self._order = order
@@ -30,9 +31,10 @@ class Batches:
     def ready(self) -> bool:
         return self.waiting > 0
 
-    def take(self) -> Callable[[], None]:
+    def take(self, alone: bool) -> Callable[[], None]:
         self.waiting -= 1
         self._order.append(self.name)
+        self.alone.append(alone)
         return partial(self.work)
 
     def work(self, *_: object) -> None:
@@ -82,6 +84,26 @@ def test_of_what_waits_the_stage_with_the_most_work_goes_first() -> None:
     growing.seconds_waiting = 4  # what came since counts, too
     end(crew, running, little, growing, much)
     assert order == ["running", "growing", "much", "little"]
+
+
+def test_a_stage_hears_whether_the_other_threads_have_nothing_to_do() -> None:
+    crew, order = Crew(2, LONG), []
+    first, second = (Batches(crew, order, name) for name in ("first", "second"))
+    crew.start()
+
+    def one_after_the_other() -> bool:
+        first.add()
+        first.let_go.release()
+        assert until(lambda: first.waiting == 0)
+        return first.alone[-1]
+
+    assert until(one_after_the_other)  # the other thread may still be starting, or about to wait
+    first.add()
+    assert until(lambda: first.waiting == 0)
+    second.add()
+    assert until(lambda: second.waiting == 0)
+    assert second.alone == [False]
+    end(crew, first, second)
 
 
 def test_what_was_passed_over_for_long_goes_first() -> None:

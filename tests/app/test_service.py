@@ -213,8 +213,11 @@ def test_every_batch_size_and_usual_picture_is_warmed():
         stage: lambda pictures, stage=stage: seen.append((stage, len(pictures), tuple(pictures[0].shape[:2])))
         for stage in ("detect", "score", "small", "large")
     }
+    wide = []
+    pair.wide_detector = lambda pictures, floors: wide.append(pictures) or pair.detector(pictures, floors)
     stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=2)
     warm(pair, stages)
+    assert [tuple(picture.shape[:2]) for (picture,) in wide] == [ASPECTS[0]]
     assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
     for stage, buckets in BUCKETS["cpu"].items():
         assert {size for name, size, _ in seen if name == stage} == set(buckets)

@@ -24,7 +24,7 @@ from calibration.thresholds import read_calibration
 from models.detector import YoloDetector
 from models.geometry import center_scale
 from models.router import Router, RouterConfig
-from models.runtime import compile_network, resolve_runtime
+from models.runtime import Runtime, compile_network, resolve_runtime
 from models.zoo import (
     Pair,
     load_detector,
@@ -325,6 +325,23 @@ def in_int8() -> YoloDetector:
     detector = load_detector("embedded", read_manifest("embedded").detector, CPU, torch.bfloat16, int8=True)
     assert isinstance(detector, YoloDetector)
     return detector
+
+
+def test_a_detector_on_two_cores_finds_the_very_same(pictures: list[Tensor], in_int8: YoloDetector) -> None:
+    """What is found must not depend on what else the service has to do."""
+    entry = read_manifest("embedded").detector
+    wide = load_detector("embedded", entry, CPU, torch.bfloat16, int8=True, threads=2)
+    floors = [0.3] * len(pictures)
+    for found, expected in zip(wide(pictures, floors), in_int8(pictures, floors), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("runtime", "wide"), [("openvino", True), ("eager", False)])
+def test_where_two_detectors_run_at_once_there_is_a_wide_one(runtime: Runtime, wide: bool) -> None:
+    one, two = (load_pair("embedded", CPU, torch.float32, runtime, detectors=number) for number in (1, 2))
+    assert (one.more_detectors, one.wide_detector) == ((), None)
+    assert len(two.more_detectors) == 1
+    assert (two.wide_detector is not None) == wide
 
 
 def test_boxes_in_int8_are_nearly_those_in_float32(
