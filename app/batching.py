@@ -236,8 +236,9 @@ class Stage:
     time. buckets: the batch sizes to choose from; a batch is the largest of them that is there, is worth it (`limit`)
     and ends before the earliest deadline that the smallest could keep. max_passed_over_s: once an item has waited
     longer, the queue of the oldest goes first, whichever it is. least_beside: items that must wait for a batch to start
-    while another runs. run_alone: the same work on the cores of the whole crew, for an item that comes while that has
-    nothing else to do. crew: the threads, shared by stages that share cores; without it as many as there are runs.
+    while another runs. run_alone: the same work on more cores, for an item that comes while the crew has nothing else
+    to do; what it fails at is tried again as usual. crew: the threads, shared by stages that share cores; without it as
+    many as there are runs.
     """
 
     def __init__(
@@ -394,7 +395,7 @@ class Stage:
     def _run_batch(self, slot: _Slot, run_alone: Work | None) -> None:
         entries = slot.held
         started = slot.busy_since = time.monotonic()
-        results = self._attempt(run_alone or slot.run, entries)
+        results = self._attempt(run_alone or slot.run, slot.run, entries)
         ended = time.monotonic()
         slot.busy_since = None
         for ticket in {entry.ticket for entry in entries}:
@@ -409,18 +410,18 @@ class Stage:
             with self._wake:
                 self.cost.add(len(entries), ended - started)
 
-    def _attempt(self, run: Work, entries: list[_Entry]) -> list[Any]:
-        """Results in order, an exception in the place of what failed. A failed batch is run again item by item; one
-        that was too much for the device's memory in two halves."""
+    def _attempt(self, run: Work, again: Work, entries: list[_Entry]) -> list[Any]:
+        """Results in order, an exception in the place of what failed. A failed batch is run again, by `again`, item by
+        item; one that was too much for the device's memory in two halves."""
         try:
             return self._call(run, entries)
         except Exception as error:
             self._failed(error)
             if not _out_of_memory(error):
-                return [self._again(run, [entry], StageFailed(self.name))[0] for entry in entries]
+                return [self._again(again, [entry], StageFailed(self.name))[0] for entry in entries]
             half = (len(entries) + 1) // 2
             parts = [part for part in (entries[:half], entries[half:]) if part]
-            return [result for part in parts for result in self._again(run, part, Overloaded(1))]
+            return [result for part in parts for result in self._again(again, part, Overloaded(1))]
 
     def _again(self, run: Work, entries: list[_Entry], failure: Exception) -> list[Any]:
         if all(entry.future.done() for entry in entries):  # the client has gone meanwhile

@@ -162,7 +162,7 @@ class _Live:
         yield _gauges("queue_depth", "Items waiting", "queue", depths)
         cost = GaugeMetricFamily(
             "dynpose_stage_cost_seconds",
-            "Fitted run time of a batch: per_item * n + base",
+            "Fitted run time of a batch: per_item * n + base (without pictures that had several cores)",
             labels=["stage", "term"],
         )
         for stage in self._stages:

@@ -40,13 +40,6 @@ other: a crop alone takes a tenth more than one of four."""
 ANY = 0
 """In place of a piece's size: a network for whatever shape there is."""
 
-CACHED_KERNELS = 600
-"""That a network for all shapes keeps, enough for the detector's seven usual shapes; then those go that were not used
-for longest. Without a limit it grew by 0.3 GB until all 31 shapes had come, in float by 0.2."""
-
-CACHED_WIDE = 200
-"""The same for one of more threads than usual, which runs while there is little to do: three shapes."""
-
 
 @functools.cache
 def _core() -> Any:
@@ -70,6 +63,7 @@ def compile_network(
     cache: Path | None,
     quantized: Path | None = None,
     threads: int = 0,
+    kept_shapes: int = 0,
 ) -> Callable[[Tensor], Tensor] | None:
     """As `models.runtime.compile_network`; None where OpenVINO cannot do what `make()` does.
 
@@ -85,21 +79,26 @@ def compile_network(
         model = convert(make(), size)
         if model is not None and cache:
             _keep(model, cache)
-    return None if model is None else _compile(model, dtype, threads or torch.get_num_threads())
+    return None if model is None else _compile(model, dtype, threads, kept_shapes)
 
 
-def _compile(model: Any, dtype: torch.dtype, threads: int) -> Callable[[Tensor], Tensor]:
-    properties = {
+def _compile(
+    model: Any, dtype: torch.dtype, threads: int = 0, kept_shapes: int = 0
+) -> Callable[[Tensor], Tensor]:
+    convolutions = sum("Convolution" in node.get_type_name() for node in model.get_ops())
+    properties: dict[str, Any] = {
         # Arithmetic of what lies before the last convolution; what comes after it, such as decoding boxes, is float32.
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
         # The calling thread does the work itself where this is 1.
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         "NUM_STREAMS": 1,
         # Networks of several stages would be pinned to the same cores: four stages of two threads each on two cores
         # took a tenth more processor time. With one thread each, which is the caller's, it changes nothing.
         "ENABLE_CPU_PINNING": False,
-        "CPU_RUNTIME_CACHE_CAPACITY": CACHED_KERNELS if threads == torch.get_num_threads() else CACHED_WIDE,
     }
+    if kept_shapes:
+        # Counts kernels, of which each convolution has one for each shape.
+        properties["CPU_RUNTIME_CACHE_CAPACITY"] = kept_shapes * convolutions
     *_, height, width, channels = model.input(0).partial_shape
     sizes = PIECES if height.is_static else (ANY,)
     free = {size: threading.Lock() for size in sizes}
@@ -177,7 +176,7 @@ def _agrees(model: Any, module: nn.Module, probe: Tensor) -> bool:
     shaped.reshape([len(probe), *probe.shape[2:], probe.shape[1]])
     if tuple(shaped.output(0).shape) != tuple(expected.shape):
         return False
-    found = _compile(model, torch.float32, torch.get_num_threads())(probe)
+    found = _compile(model, torch.float32)(probe)
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 

@@ -681,30 +681,43 @@ async def test_a_batch_beside_another_needs_so_many_items():
 
 
 @on_loop
-async def test_an_item_that_has_the_crew_to_itself_runs_on_all_its_cores():
+async def test_an_item_that_has_the_crew_to_itself_runs_on_more_cores():
     def run_alone(items):
         alone.append(items)
         return worker._run(items)
 
     alone: list[list] = []
     worker = Worker(crew=Crew(2, LONG), places=2, run_alone=run_alone)
-    while not alone:  # the other thread may still be starting
-        assert await outcome(worker.submit(1)) == 10
-    await asyncio.sleep(0.02)
-    alone.clear()
+    await both_wait(worker)
     first = await worker.hold()
     assert alone == [[0]]
     beside = worker.submit(2)
-    while not worker.batches:
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(until, lambda: worker.batches == [[2]])
     worker.gate.set()
     assert [await outcome(future) for future in (first, beside)] == [0, 20]
-    await asyncio.sleep(0.02)
+    await both_wait(worker)
     with worker.stage.crew.wake:
         two = [worker.submit(item) for item in (3, 4)]
     assert [await outcome(future) for future in two] == [30, 40]
     assert alone == [[0]]
     worker.end()
+
+
+@on_loop
+async def test_what_fails_on_more_cores_is_tried_again_on_the_usual_ones():
+    def run_alone(_items):
+        raise RuntimeError("broken")
+
+    worker = Worker(crew=Crew(2, LONG), places=2, run_alone=run_alone)
+    await both_wait(worker)
+    assert await outcome(worker.submit(1)) == 10
+    assert worker.observed.failures == {"work": 1}
+    worker.end()
+
+
+async def both_wait(worker: Worker) -> None:
+    """Until both threads of the crew have nothing to do."""
+    assert await asyncio.to_thread(until, lambda: worker.stage.crew._idle == 2)
 
 
 class AcceleratorError(RuntimeError):

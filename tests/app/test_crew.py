@@ -32,9 +32,9 @@ class Batches:
         return self.waiting > 0
 
     def take(self, alone: bool) -> Callable[[], None]:
+        self.alone.append(alone)
         self.waiting -= 1
         self._order.append(self.name)
-        self.alone.append(alone)
         return partial(self.work)
 
     def work(self, *_: object) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from app.service import ASPECTS, BUCKETS, Service, build_stages, crew_size, side_by_side, warm
+from app.service import ASPECTS, BUCKETS, KEPT_SHAPES, Service, build_stages, crew_size, side_by_side, warm
 from app.settings import Settings
 from models.zoo import PairError, read_manifest
 from tests.app.conftest import FakePair, picture_of
@@ -131,7 +131,7 @@ def test_the_detector_runs_in_int8_where_the_cpu_has_use_for_it(
     loaded = []
 
     def load(*arguments):
-        loaded.append(arguments[-1])
+        loaded.append(arguments[-2:])
         return FakePair(None)
 
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
@@ -144,7 +144,7 @@ def test_the_detector_runs_in_int8_where_the_cpu_has_use_for_it(
         await starting.close()
 
     asyncio.run(run())
-    assert loaded == [expected]
+    assert loaded == [(expected, KEPT_SHAPES)]
     assert starting.detector_precision in ("float32", "bfloat16")  # the fake pair has none in int8
     starting.manifest = read_manifest("embedded")
     assert (starting.detector_precision == "int8") is expected

@@ -192,8 +192,8 @@ class Mix:
         await self.ask("POST", "/pose", body, "image/jpeg", 200)
 
     async def every_shape(self) -> None:
-        """Pictures of every shape that a detector's input can have, each for both of them: they keep 2 MB for
-        each, and the rare ones would come late."""
+        """Pictures of every shape that a detector's input can have, each for both of them: they keep something for
+        many, and the rare ones would come late."""
         for short in range(32, 513, 32):
             for size in ((512, short), (short, 512)):
                 ask = "POST", "/pose", photo(*size), "image/jpeg", 200

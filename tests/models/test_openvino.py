@@ -322,7 +322,8 @@ def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None
 
 @pytest.fixture(scope="module")
 def in_int8() -> YoloDetector:
-    detector = load_detector("embedded", read_manifest("embedded").detector, CPU, torch.bfloat16, int8=True)
+    entry = read_manifest("embedded").detector
+    detector = load_detector("embedded", entry, CPU, torch.bfloat16, int8=True, threads=1)
     assert isinstance(detector, YoloDetector)
     return detector
 
