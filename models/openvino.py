@@ -85,7 +85,6 @@ def compile_network(
 def _compile(
     model: Any, dtype: torch.dtype, threads: int = 0, kept_shapes: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    convolutions = sum("Convolution" in node.get_type_name() for node in model.get_ops())
     properties: dict[str, Any] = {
         # Arithmetic of what lies before the last convolution; what comes after it, such as decoding boxes, is float32.
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
@@ -98,6 +97,7 @@ def _compile(
     }
     if kept_shapes:
         # Counts kernels, of which each convolution has one for each shape.
+        convolutions = sum("Convolution" in node.get_type_name() for node in model.get_ops())
         properties["CPU_RUNTIME_CACHE_CAPACITY"] = kept_shapes * convolutions
     *_, height, width, channels = model.input(0).partial_shape
     sizes = PIECES if height.is_static else (ANY,)
