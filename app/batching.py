@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from app.crew import Crew
@@ -259,7 +259,7 @@ class Stage:
         self.cost = CostLine()
         self._buckets = sorted(buckets)
         self.limit = self._buckets[-1]
-        """The largest batch worth running, once `warm` has measured what batches save."""
+        """The largest batch worth running, once `measure` has seen what batches save."""
         self._observer = observer
         self._max_passed_over_s = max_passed_over_s
         self._least_beside = least_beside
@@ -273,15 +273,10 @@ class Stage:
         for queue in self.queues:
             queue.wake = self._wake
 
-    def warm(self, item: Any, *others: Any, clock: Callable[[], float] = time.monotonic) -> None:
-        """Run every bucket, filled with `item`, so that the first requests do not pay for it, and again to time it; run
-        each of `others` alone. Before `start`. clock: seconds, of this stage's work alone where it can be told apart.
-
-        The limit is chosen here and for good, on an idle device. Under load stages share the processor, and how long a
-        batch then takes says little of what batching saves.
-        """
-        alone = CostLine()
-        for run in dict.fromkeys(slot.run for slot in self._slots):
+    def warm(self, item: Any, *others: Any) -> None:
+        """Run every bucket, filled with `item`, and each of `others` alone, so that the first requests do not pay for
+        what is done once. Before `start`."""
+        for run in self._runs:
             for size in list(self._buckets):
                 try:
                     run([item] * size)
@@ -290,15 +285,31 @@ class Stage:
                         raise
                     self._buckets = [smaller for smaller in self._buckets if smaller < size]
                     break
-                started, begun = time.monotonic(), clock()
-                run([item] * size)
-                self.cost.add(size, time.monotonic() - started)
-                alone.add(size, clock() - begun)
             for other in others:
                 run([other])
         if self._run_alone:
             self._run_alone([item])
+
+    def measure(self, item: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        """Time every bucket, filled with `item`. After `warm`. clock: seconds, of this stage's work alone where it can
+        be told apart.
+
+        The limit is chosen here and for good, on an idle device. Under load stages share the processor, and how long a
+        batch then takes says little of what batching saves.
+        """
+        alone = CostLine()
+        for run in self._runs:
+            for size in self._buckets:
+                started, begun = time.monotonic(), clock()
+                run([item] * size)
+                self.cost.add(size, time.monotonic() - started)
+                alone.add(size, clock() - begun)
         self.limit = max(alone.useful(self._buckets), min(self._least_beside, self._buckets[-1]))
+
+    @property
+    def _runs(self) -> Iterable[Work]:
+        """Each once, though several slots may have the same."""
+        return dict.fromkeys(slot.run for slot in self._slots)
 
     def start(self) -> None:
         """Start the crew, if that has not been done. On the event loop whose futures the queues complete."""

@@ -239,12 +239,18 @@ def side_by_side(device: torch.device) -> int:
 
 
 def warm(pair: Pair, stages: Sequence[Stage]) -> None:
-    """Run every network at every batch size, so that the first requests do not pay for it and each stage knows what
-    batching saves."""
+    """Run every network at every batch size, so that the first requests do not pay for it; and once more, so that each
+    stage knows what batching saves."""
     pictures = [torch.zeros(*shape, 3, dtype=torch.uint8, device=pair.device) for shape in ASPECTS]
     person = PersonItem(pictures[0], (100.0, 100.0, 150.0, 300.0), 1.0, flip_test=False)
-    # What else runs on the machine shall not decide how large batches are.
-    clock = time.process_time if pair.device.type == "cpu" else time.monotonic
+
+    def items(stage: Stage) -> list[Any]:
+        return [DetectItem(picture, 0.5) for picture in pictures] if stage.name == "detect" else [person]
+
+    on_cpu = pair.device.type == "cpu"
+    with ThreadPoolExecutor(crew_size() if on_cpu else 1) as threads:
+        # The large net first, which takes longest.
+        list(threads.map(lambda stage: stage.warm(*items(stage)), [stages[-1], *stages[:-1]]))
     for stage in stages:
-        items = [DetectItem(picture, 0.5) for picture in pictures] if stage.name == "detect" else [person]
-        stage.warm(*items, clock=clock)
+        # What else runs on the machine shall not decide how large batches are.
+        stage.measure(items(stage)[0], clock=time.process_time if on_cpu else time.monotonic)

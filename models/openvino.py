@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -9,7 +11,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,11 @@ TOLERANCE = 1e-3
 """Of a converted network's output in float32, in shares of the largest: its kernels add in another order."""
 
 KEPT = 16
-"""Networks that stay in a cache folder; then those go that were not read for longest."""
+"""Networks that stay in a cache folder, each in a folder with what was compiled of it; then those go that were not used
+for longest."""
+
+NETWORK = "network.xml"
+DIGEST = hashlib.sha256().digest_size
 
 FREE_SIZE = (256, 320)
 """Height and width with which a network of free input size is converted."""
@@ -73,18 +79,23 @@ def compile_network(
     model = _read(quantized) if quantized else None
     if quantized and model is None:
         log.warning("%s is of no use to this release of OpenVINO, the network runs as it is", quantized.name)
+    compiled = cache and cache / ("float" if model is None else "int8")
+    if cache:
+        with contextlib.suppress(OSError):
+            os.utime(cache)
     if model is None and cache:
-        model = _kept(cache)
+        model = _read(cache / NETWORK)
     if model is None:
         model = convert(make(), size)
         if model is not None and cache:
             _keep(model, cache)
-    return None if model is None else _compile(model, dtype, threads, kept_shapes)
+    return None if model is None else _compile(model, dtype, threads, kept_shapes, compiled)
 
 
 def _compile(
-    model: Any, dtype: torch.dtype, threads: int = 0, kept_shapes: int = 0
+    model: Any, dtype: torch.dtype, threads: int = 0, kept_shapes: int = 0, cache: Path | None = None
 ) -> Callable[[Tensor], Tensor]:
+    """cache: folder of what was compiled of this very model."""
     properties: dict[str, Any] = {
         # Arithmetic of what lies before the last convolution; what comes after it, such as decoding boxes, is float32.
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
@@ -109,7 +120,7 @@ def _compile(
         if size != ANY:
             shaped = model.clone()
             shaped.reshape([size, height, width, channels])
-        return _core().compile_model(shaped, "CPU", properties).create_infer_request()
+        return _compiled(shaped, size, properties, cache).create_infer_request()
 
     def run_pieces(inputs: NDArray[np.float32]) -> list[Tensor]:
         """Of `inputs` as many as make whole pieces for the largest network that is free; the smallest is waited for."""
@@ -136,6 +147,27 @@ def _compile(
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return run
+
+
+def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | None) -> Any:
+    """`model` as a CPU of this kind runs it; it need not be compiled again where `cache` has it."""
+    if cache is None:
+        return _core().compile_model(model, "CPU", properties)
+    made_for = json.dumps([size, properties, dict(torch.cpu.get_capabilities())], sort_keys=True)
+    path = cache / hashlib.sha256(made_for.encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, RuntimeError):  # absent, damaged, or of no use
+        content = path.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
+            return _core().import_model(content[DIGEST:], "CPU", properties)
+    compiled = _core().compile_model(model, "CPU", properties)
+    with _keeping():
+        with tempfile.TemporaryDirectory(dir=_folder(cache)) as folder:
+            content = compiled.export_model().getvalue()
+            new = Path(folder) / path.name
+            new.write_bytes(hashlib.sha256(content).digest() + content)
+            new.replace(path)
+        _make_room(cache.parents[1])
+    return compiled
 
 
 def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
@@ -180,16 +212,6 @@ def _agrees(model: Any, module: nn.Module, probe: Tensor) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
-def _kept(cache: Path) -> Any:
-    """The model that `_keep` put there, None without one that can be read."""
-    path = cache / "network.xml"
-    model = _read(path)
-    if model is not None:
-        with contextlib.suppress(OSError):
-            path.touch()
-    return model
-
-
 def _read(path: Path) -> Any:
     """The model in this .xml and the .bin beside it, None without one that can be read."""
     try:
@@ -207,18 +229,37 @@ def _read_file(path: Path, sizes: tuple[int, ...]) -> Any:  # noqa: ARG001
 
 
 def _keep(model: Any, cache: Path) -> None:
-    """Write the model to `cache`, whole or not at all. A folder that cannot be written costs the next start the
-    conversion, nothing else."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=cache.parent, ignore_cleanup_errors=True) as folder:
+    """Write the model to `cache`, whole or not at all."""
+    with _keeping():
+        with tempfile.TemporaryDirectory(dir=_folder(cache.parent), ignore_cleanup_errors=True) as folder:
             new = Path(folder) / "new"
             new.mkdir()
-            package().save_model(model, new / "network.xml", compress_to_fp16=False)
+            package().save_model(model, new / NETWORK, compress_to_fp16=False)
             shutil.rmtree(cache, ignore_errors=True)
             os.rename(new, cache)
-        kept = sorted(cache.parent.glob("*/network.xml"), key=lambda path: path.stat().st_mtime)
-        for old in kept[:-KEPT]:
-            shutil.rmtree(old.parent, ignore_errors=True)
+        _make_room(cache.parent)
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """A folder that cannot be written costs the next start the same again, nothing else."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
-        log.info("converted networks are not kept: %s", error)
+        _say_once(f"networks are not kept: {getattr(error, 'strerror', None) or error}")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def _make_room(networks: Path) -> None:
+    """Remove the networks that were not used for longest."""
+    for old in sorted(networks.iterdir(), key=lambda folder: folder.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)

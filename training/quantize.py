@@ -1,4 +1,4 @@
-"""Makes the int8 form of a pair's YOLO, which CPUs with AVX-512 VNNI run in three quarters of the time.
+"""Makes the int8 form of a pair's YOLO, which CPUs with AVX2 run in two thirds to three quarters of the time.
 
     python -m training.quantize DATA --pair FOLDER
 

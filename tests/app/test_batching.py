@@ -467,8 +467,10 @@ def test_rule_3_a_stage_measures_when_it_is_warmed_how_large_a_batch_is_worth_ru
 
     stage = Stage("work", [run], [BatchQueue("items")], buckets=(1, 2, 4, 8), observer=Observed())
     assert stage.limit == 8
-    stage.warm("a", "b", clock=lambda: now[0])
-    assert warmed == [["a"] * size for size in (1, 1, 2, 2, 4, 4, 8, 8)] + [["b"]]
+    stage.warm("a", "b")
+    assert warmed == [["a"] * size for size in (1, 2, 4, 8)] + [["b"]]
+    stage.measure("a", clock=lambda: now[0])
+    assert warmed[5:] == warmed[:4]
     assert stage.limit == 4
     assert stage.cost.seconds(1) > 0
 
@@ -744,5 +746,6 @@ def test_a_batch_that_does_not_fit_the_device_is_not_among_those_to_choose_from(
         return items
 
     stage = Stage("work", [run], [BatchQueue("items")], buckets=(1, 2, 4, 8), observer=Observed())
-    stage.warm("a", clock=lambda: 0.0)
+    stage.warm("a")
+    stage.measure("a", clock=lambda: 0.0)
     assert stage.limit <= 2

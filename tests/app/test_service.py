@@ -134,7 +134,7 @@ def test_the_detector_runs_in_int8_where_the_cpu_has_use_for_it(
         loaded.append(arguments[-2:])
         return FakePair(None)
 
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
+    monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: True)
     monkeypatch.setattr("app.service.load_pair", load)
     monkeypatch.setattr("app.service.warm", lambda *_: None)
     starting = service(pair_folder, precision=precision, device="cpu")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from app.policy import SplitPolicy
 from calibration.thresholds import read_calibration
+from models import openvino as openvino_runtime
 from models.detector import YoloDetector
 from models.geometry import center_scale
 from models.router import Router, RouterConfig
-from models.runtime import Runtime, compile_network, resolve_runtime
+from models.runtime import Runtime, compile_network, resolve_dtype, resolve_runtime
 from models.zoo import (
     Pair,
     load_detector,
@@ -44,6 +46,9 @@ if importlib.util.find_spec("openvino") is None:  # not importorskip: an import 
 
 CPU = torch.device("cpu")
 ASSETS = Path(ultralytics.__file__).parent / "assets"
+
+DTYPES = list(dict.fromkeys([torch.float32, resolve_dtype(CPU, "auto")]))
+"""What this CPU computes in. PyTorch would take minutes where that is not bfloat16."""
 
 
 def small_network() -> nn.Module:
@@ -161,6 +166,59 @@ def test_a_network_is_converted_once(tmp_path: Path) -> None:
     assert [path.name for path in cache.parent.iterdir()] == ["network"]
 
 
+def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO may only read what was compiled before."""
+    core = openvino_runtime._core()
+    reads = SimpleNamespace(read_model=core.read_model, import_model=core.import_model)
+    monkeypatch.setattr("models.openvino._core", lambda: reads)
+
+
+def kept(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def test_what_was_compiled_is_not_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "network"
+
+    def run(threads: int = 1) -> Tensor:
+        network = compile_network(
+            small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache, threads=threads
+        )
+        return network(torch.ones(5, 3, 32, 32))  # a piece of four and one of one
+
+    expected = run()
+    assert len(kept(cache / "float")) == 2
+    with monkeypatch.context() as patch:
+        compile_nothing(patch)
+        assert torch.equal(run(), expected)
+    assert torch.allclose(run(threads=2), expected)
+    assert len(kept(cache / "float")) == 4
+    capabilities = {**torch.cpu.get_capabilities(), "avx512_vnni": "of another machine"}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert torch.equal(run(), expected)
+    assert len(kept(cache / "float")) == 6
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda content: content[:-9], lambda content: b"?" + content[1:]]
+)
+def test_what_was_compiled_and_is_damaged_is_compiled_again(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "network"
+
+    def run() -> Tensor:
+        network = compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+        return network(torch.ones(1, 3, 32, 32))
+
+    expected = run()
+    (path,) = kept(cache / "float")
+    path.write_bytes(damage(path.read_bytes()))
+    assert torch.equal(run(), expected)
+    compile_nothing(monkeypatch)
+    assert torch.equal(run(), expected)
+
+
 def test_a_damaged_network_is_converted_again(tmp_path: Path) -> None:
     def compiled() -> Tensor:
         cache = tmp_path / "network"
@@ -179,7 +237,7 @@ def test_networks_not_read_for_long_make_room(tmp_path: Path, monkeypatch: pytes
     for age, name in enumerate("abac"):
         cache = tmp_path / name
         compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
-        os.utime(cache / "network.xml", (age, age))
+        os.utime(cache, (age, age))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
 
 
@@ -272,7 +330,7 @@ def pairs() -> dict[tuple[str, torch.dtype], Pair]:
     return {
         (runtime, dtype): load_pair("embedded", CPU, dtype, runtime)  # type: ignore[arg-type]
         for runtime in ("eager", "openvino")
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in DTYPES
     }
 
 
@@ -285,7 +343,7 @@ def people(pictures: list[Tensor], pairs: dict[tuple[str, torch.dtype], Pair]) -
     return [picture for picture, boxes in zip(pictures, found, strict=True) for _ in boxes], rows
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("net", ["small", "large"])
 def test_keypoints_are_those_of_pytorch(pairs, people, net: str, dtype: torch.dtype) -> None:
     """In bfloat16 both round, each in its way: where a net is sure they agree, and neither is farther from float32 than
@@ -307,7 +365,7 @@ def test_keypoints_are_those_of_pytorch(pairs, people, net: str, dtype: torch.dt
     assert (deviation(found, exact) <= 1.3 * deviation(eager, exact) + 0.01).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None:
     floors = [0.35] * len(pictures)
     for slow, fast in zip(
@@ -323,7 +381,7 @@ def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None
 @pytest.fixture(scope="module")
 def in_int8() -> YoloDetector:
     entry = read_manifest("embedded").detector
-    detector = load_detector("embedded", entry, CPU, torch.bfloat16, int8=True, threads=1)
+    detector = load_detector("embedded", entry, CPU, DTYPES[-1], int8=True, threads=1)
     assert isinstance(detector, YoloDetector)
     return detector
 
@@ -331,7 +389,7 @@ def in_int8() -> YoloDetector:
 def test_a_detector_on_two_cores_finds_the_very_same(pictures: list[Tensor], in_int8: YoloDetector) -> None:
     """What is found must not depend on what else the service has to do."""
     entry = read_manifest("embedded").detector
-    wide = load_detector("embedded", entry, CPU, torch.bfloat16, int8=True, threads=2)
+    wide = load_detector("embedded", entry, CPU, DTYPES[-1], int8=True, threads=2)
     floors = [0.3] * len(pictures)
     for found, expected in zip(wide(pictures, floors), in_int8(pictures, floors), strict=True):
         assert torch.equal(found, expected)
@@ -382,7 +440,7 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     return box_iou(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_router_hands_over_the_keypoints_of_the_small_net(pairs, people, dtype: torch.dtype) -> None:
     pictures, rows = people
     pair = pairs["openvino", dtype]
@@ -396,7 +454,7 @@ def test_the_router_hands_over_the_keypoints_of_the_small_net(pairs, people, dty
     assert distance.quantile(0.99) < (0.001 if dtype is torch.float32 else 0.01)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_people_take_the_routes_they_take_in_pytorch(pairs, people, dtype: torch.dtype) -> None:
     pictures, rows = people
     slow, fast = (

@@ -42,7 +42,7 @@ def test_auto_precision_on_a_cpu_is_one_it_computes_with():
 
 
 @pytest.mark.parametrize(
-    ("precision", "runtime", "vnni", "expected"),
+    ("precision", "runtime", "avx2", "expected"),
     [
         ("auto", "auto", True, True),
         ("auto", "openvino", True, True),
@@ -53,9 +53,9 @@ def test_auto_precision_on_a_cpu_is_one_it_computes_with():
     ],
 )
 def test_int8_is_for_cpus_that_multiply_bytes_and_where_no_precision_was_named(
-    precision: Precision, runtime: Runtime, vnni: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, runtime: Runtime, avx2: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: avx2)
     assert resolve_int8(CPU, precision, runtime) is expected
     assert not resolve_int8(torch.device("cuda"), precision, "auto")
 
