@@ -278,12 +278,7 @@ class Stage:
         what is done once. Before `start`."""
         for run in self._runs:
             for size in list(self._buckets):
-                try:
-                    run([item] * size)
-                except Exception as error:
-                    if size == self._buckets[0] or not _out_of_memory(error):
-                        raise
-                    self._buckets = [smaller for smaller in self._buckets if smaller < size]
+                if not self._fits(run, [item] * size):
                     break
             for other in others:
                 run([other])
@@ -301,10 +296,23 @@ class Stage:
         for run in self._runs:
             for size in self._buckets:
                 started, begun = time.monotonic(), clock()
-                run([item] * size)
+                if not self._fits(run, [item] * size):  # others have taken memory since
+                    break
                 self.cost.add(size, time.monotonic() - started)
                 alone.add(size, clock() - begun)
         self.limit = max(alone.useful(self._buckets), min(self._least_beside, self._buckets[-1]))
+
+    def _fits(self, run: Work, items: list[Any]) -> bool:
+        """Run a bucket. One that is too much for the device's memory is none of the buckets any more, nor are larger
+        ones; the smallest must fit."""
+        try:
+            run(items)
+        except Exception as error:
+            if len(items) == self._buckets[0] or not _out_of_memory(error):
+                raise
+            self._buckets = [smaller for smaller in self._buckets if smaller < len(items)]
+            return False
+        return True
 
     @property
     def _runs(self) -> Iterable[Work]:

@@ -248,9 +248,10 @@ def warm(pair: Pair, stages: Sequence[Stage]) -> None:
         return [DetectItem(picture, 0.5) for picture in pictures] if stage.name == "detect" else [person]
 
     on_cpu = pair.device.type == "cpu"
+    # The large net takes longest, and so goes first; but on a GPU last, as it can do best with what memory is left.
+    order = [stages[-1], *stages[:-1]] if on_cpu else stages
     with ThreadPoolExecutor(crew_size() if on_cpu else 1) as threads:
-        # The large net first, which takes longest.
-        list(threads.map(lambda stage: stage.warm(*items(stage)), [stages[-1], *stages[:-1]]))
+        list(threads.map(lambda stage: stage.warm(*items(stage)), order))
     for stage in stages:
         # What else runs on the machine shall not decide how large batches are.
         stage.measure(items(stage)[0], clock=time.process_time if on_cpu else time.monotonic)

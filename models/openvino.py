@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ TOLERANCE = 1e-3
 """Of a converted network's output in float32, in shares of the largest: its kernels add in another order."""
 
 KEPT = 16
-"""Networks that stay in a cache folder, each in a folder with what was compiled of it; then those go that were not used
-for longest."""
+"""Networks that stay in a cache folder, each in a folder of its own, and what stays there of each kind that was
+compiled of it; then those go that were not used for longest."""
 
-NETWORK = "network.xml"
+NETWORK, FLOAT, INT8 = "network.xml", "float", "int8"
 DIGEST = hashlib.sha256().digest_size
 
 FREE_SIZE = (256, 320)
@@ -79,16 +79,15 @@ def compile_network(
     model = _read(quantized) if quantized else None
     if quantized and model is None:
         log.warning("%s is of no use to this release of OpenVINO, the network runs as it is", quantized.name)
-    compiled = cache and cache / ("float" if model is None else "int8")
-    if cache:
-        with contextlib.suppress(OSError):
-            os.utime(cache)
+    compiled = cache and cache / (FLOAT if model is None else INT8)
     if model is None and cache:
         model = _read(cache / NETWORK)
     if model is None:
         model = convert(make(), size)
         if model is not None and cache:
-            _keep(model, cache)
+            _keep(functools.partial(_save, model), cache, cache)
+    if cache:
+        _make_room(cache)
     return None if model is None else _compile(model, dtype, threads, kept_shapes, compiled)
 
 
@@ -150,23 +149,26 @@ def _compile(
 
 
 def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | None) -> Any:
-    """`model` as a CPU of this kind runs it; it need not be compiled again where `cache` has it."""
+    """`model` as a CPU of this kind runs it; it need not be compiled again where `cache` has it. (OpenVINO's own cache
+    knows CPUs by name, which virtual ones share, and does not write its files whole or not at all.)"""
     if cache is None:
         return _core().compile_model(model, "CPU", properties)
     made_for = json.dumps([size, properties, dict(torch.cpu.get_capabilities())], sort_keys=True)
     path = cache / hashlib.sha256(made_for.encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, RuntimeError):  # absent, damaged, or of no use
         content = path.read_bytes()
-        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
-            return _core().import_model(content[DIGEST:], "CPU", properties)
+        if hashlib.sha256(memoryview(content)[DIGEST:]).digest() == content[:DIGEST]:
+            compiled = _core().import_model(content[DIGEST:], "CPU", properties)
+            with contextlib.suppress(OSError):
+                path.touch()
+            return compiled
     compiled = _core().compile_model(model, "CPU", properties)
-    with _keeping():
-        with tempfile.TemporaryDirectory(dir=_folder(cache)) as folder:
-            content = compiled.export_model().getvalue()
-            new = Path(folder) / path.name
-            new.write_bytes(hashlib.sha256(content).digest() + content)
-            new.replace(path)
-        _make_room(cache.parents[1])
+
+    def write(folder: Path) -> None:
+        content = compiled.export_model().getvalue()
+        (folder / path.name).write_bytes(hashlib.sha256(content).digest() + content)
+
+    _keep(write, cache.parent, cache)
     return compiled
 
 
@@ -228,25 +230,22 @@ def _read_file(path: Path, sizes: tuple[int, ...]) -> Any:  # noqa: ARG001
     return _core().read_model(path)
 
 
-def _keep(model: Any, cache: Path) -> None:
-    """Write the model to `cache`, whole or not at all."""
-    with _keeping():
-        with tempfile.TemporaryDirectory(dir=_folder(cache.parent), ignore_cleanup_errors=True) as folder:
-            new = Path(folder) / "new"
-            new.mkdir()
-            package().save_model(model, new / NETWORK, compress_to_fp16=False)
-            shutil.rmtree(cache, ignore_errors=True)
-            os.rename(new, cache)
-        _make_room(cache.parent)
+def _save(model: Any, folder: Path) -> None:
+    package().save_model(model, folder / NETWORK, compress_to_fp16=False)
 
 
-@contextlib.contextmanager
-def _keeping() -> Iterator[None]:
-    """A folder that cannot be written costs the next start the same again, nothing else."""
+def _keep(write: Callable[[Path], object], network: Path, place: Path) -> None:
+    """What `write` puts into a folder goes to `place`, in the folder of a network or that itself, each file whole or
+    not at all. A folder that cannot be written costs the next start the same again, nothing else."""
     try:
-        yield
+        network.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=network) as folder:
+            write(Path(folder))
+            for new in sorted(Path(folder).iterdir()):  # the .xml last: without it there is no network
+                new.replace(place / new.name)
     except (OSError, RuntimeError) as error:
-        _say_once(f"networks are not kept: {getattr(error, 'strerror', None) or error}")
+        _say_once(f"networks are not kept in {network.parent}: {getattr(error, 'strerror', None) or error}")
 
 
 @functools.cache
@@ -254,12 +253,18 @@ def _say_once(message: str) -> None:
     log.info(message)
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+def _make_room(cache: Path) -> None:
+    """Note that the network in `cache` is in use, and remove what was not used for longest."""
+    with contextlib.suppress(OSError):  # another process may be at it, too, or none may write here
+        os.utime(cache)
+        networks = {path.parent for name in (NETWORK, FLOAT, INT8) for path in cache.parent.glob(f"*/{name}")}
+        for compiled in (cache / FLOAT, cache / INT8):
+            for old in _oldest(compiled.glob("*")):
+                old.unlink()
+        for old in _oldest(networks):
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _make_room(networks: Path) -> None:
-    """Remove the networks that were not used for longest."""
-    for old in sorted(networks.iterdir(), key=lambda folder: folder.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+def _oldest(paths: Iterable[Path]) -> list[Path]:
+    """All but the KEPT newest."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime)[:-KEPT]

@@ -736,16 +736,20 @@ async def test_a_lost_device_ends_the_stage_so_that_the_service_is_started_anew(
     assert not worker.stage.alive
 
 
-def test_a_batch_that_does_not_fit_the_device_is_not_among_those_to_choose_from():
+@pytest.mark.parametrize("when", ["warmed", "measured"])
+def test_a_batch_that_does_not_fit_the_device_is_not_among_those_to_choose_from(when):
     class OutOfMemoryError(RuntimeError):
         """Called as torch's."""
 
+    room = {"warmed": 2, "measured": 8}[when]
+
     def run(items):
-        if len(items) > 2:
+        if len(items) > room:
             raise OutOfMemoryError
         return items
 
     stage = Stage("work", [run], [BatchQueue("items")], buckets=(1, 2, 4, 8), observer=Observed())
     stage.warm("a")
+    room = 2  # others have taken memory
     stage.measure("a", clock=lambda: 0.0)
     assert stage.limit <= 2

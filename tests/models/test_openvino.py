@@ -47,8 +47,16 @@ if importlib.util.find_spec("openvino") is None:  # not importorskip: an import 
 CPU = torch.device("cpu")
 ASSETS = Path(ultralytics.__file__).parent / "assets"
 
-DTYPES = list(dict.fromkeys([torch.float32, resolve_dtype(CPU, "auto")]))
-"""What this CPU computes in. PyTorch would take minutes where that is not bfloat16."""
+IN_BF16 = resolve_dtype(CPU, "auto") is torch.bfloat16
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not IN_BF16, reason="this CPU does not compute in bfloat16: PyTorch takes minutes"
+        ),
+    ),
+]
 
 
 def small_network() -> nn.Module:
@@ -199,9 +207,14 @@ def test_what_was_compiled_is_not_compiled_again(tmp_path: Path, monkeypatch: py
     assert len(kept(cache / "float")) == 6
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda content: content[:-9], lambda content: b"?" + content[1:]]
-)
+def with_another_weight(content: bytes) -> bytes:
+    """Which OpenVINO itself would not mind."""
+    weights = small_network()[2].weight.detach().numpy().tobytes()
+    assert content.count(weights) == 1
+    return content.replace(weights, weights[:-4] + b"\0\0\0\0")
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda content: content[:-9], with_another_weight])
 def test_what_was_compiled_and_is_damaged_is_compiled_again(
     damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,11 +247,44 @@ def test_a_damaged_network_is_converted_again(tmp_path: Path) -> None:
 
 def test_networks_not_read_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.openvino.KEPT", 2)
-    for age, name in enumerate("abac"):
+    (tmp_path / "another's").mkdir()
+    for name in "abac":
+        for age, folder in enumerate(
+            sorted(tmp_path.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        ):
+            os.utime(folder, (age, age))
         cache = tmp_path / name
         compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
-        os.utime(cache, (age, age))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "another's", "c"]
+
+
+def test_compilations_not_used_for_long_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.openvino.KEPT", 1)
+    cache = tmp_path / "network"
+    for threads in (1, 2, 3):
+        network = compile_network(
+            small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache, threads=threads
+        )
+        network(torch.ones(1, 3, 32, 32))
+    assert len(kept(cache / "float")) == 2  # the newest of those before, and its own
+
+
+def test_where_nothing_can_be_written_what_is_there_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> Tensor:
+        cache = tmp_path / "network"
+        network = compile_network(small_network, CPU, torch.float32, "openvino", size=(32, 32), cache=cache)
+        return network(torch.ones(1, 3, 32, 32))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    expected = run()
+    for function in ("os.utime", "pathlib.Path.touch", "pathlib.Path.mkdir", "tempfile.mkdtemp"):
+        monkeypatch.setattr(function, refuse)
+    compile_nothing(monkeypatch)
+    assert torch.equal(run(), expected)
 
 
 def test_where_nothing_can_be_kept_it_runs_all_the_same(tmp_path: Path) -> None:
@@ -330,7 +376,7 @@ def pairs() -> dict[tuple[str, torch.dtype], Pair]:
     return {
         (runtime, dtype): load_pair("embedded", CPU, dtype, runtime)  # type: ignore[arg-type]
         for runtime in ("eager", "openvino")
-        for dtype in DTYPES
+        for dtype in [torch.float32, torch.bfloat16][: 1 + IN_BF16]
     }
 
 
@@ -381,7 +427,7 @@ def test_boxes_are_those_of_pytorch(pairs, pictures, dtype: torch.dtype) -> None
 @pytest.fixture(scope="module")
 def in_int8() -> YoloDetector:
     entry = read_manifest("embedded").detector
-    detector = load_detector("embedded", entry, CPU, DTYPES[-1], int8=True, threads=1)
+    detector = load_detector("embedded", entry, CPU, resolve_dtype(CPU, "auto"), int8=True, threads=1)
     assert isinstance(detector, YoloDetector)
     return detector
 
@@ -389,7 +435,7 @@ def in_int8() -> YoloDetector:
 def test_a_detector_on_two_cores_finds_the_very_same(pictures: list[Tensor], in_int8: YoloDetector) -> None:
     """What is found must not depend on what else the service has to do."""
     entry = read_manifest("embedded").detector
-    wide = load_detector("embedded", entry, CPU, DTYPES[-1], int8=True, threads=2)
+    wide = load_detector("embedded", entry, CPU, resolve_dtype(CPU, "auto"), int8=True, threads=2)
     floors = [0.3] * len(pictures)
     for found, expected in zip(wide(pictures, floors), in_int8(pictures, floors), strict=True):
         assert torch.equal(found, expected)
