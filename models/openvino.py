@@ -149,8 +149,8 @@ def _compile(
 
 
 def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | None) -> Any:
-    """`model` as a CPU of this kind runs it; it need not be compiled again where `cache` has it. (OpenVINO's own cache
-    knows CPUs by name, which virtual ones share, and does not write its files whole or not at all.)"""
+    """`model` as a CPU of this kind runs it; it need not be compiled again where `cache` has it. (Not by OpenVINO's
+    own cache: so it is seen here what a file depends on, virtual CPUs of one name among that, and each is whole.)"""
     if cache is None:
         return _core().compile_model(model, "CPU", properties)
     made_for = json.dumps([size, properties, dict(torch.cpu.get_capabilities())], sort_keys=True)
