@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.tinypose import join_units
+from models.folding import fold
 
 log = logging.getLogger("dynpose.openvino")
 
@@ -176,7 +176,7 @@ def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
     """The model of `module` in OpenVINO, float32 (N, h, w, 3) in; None where there is none that does the same."""
     openvino = package()
     module = module.eval().requires_grad_(False).float()
-    join_units(module)
+    fold(module)
     height, width = (size[1], size[0]) if size else FREE_SIZE
     try:
         with warnings.catch_warnings(), torch.inference_mode():

@@ -1,4 +1,3 @@
-import copy
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec import decode
-from models.tinypose import REDUCTION, ShuffleUnit, TinyPose, TwoScaleTinyPose, enlarge, join_units, reduce
+from models.tinypose import REDUCTION, TinyPose, TwoScaleTinyPose, enlarge, reduce
 
 ONNX_FOLDER = os.environ.get("PP_TINYPOSE_FOLDER")
 
@@ -54,15 +53,6 @@ def test_crops_are_reduced_as_torch_resizes_with_anti_aliasing() -> None:
     crops = torch.randn(2, 3, 96, 72, generator=torch.Generator().manual_seed(4))
     expected = functional.interpolate(crops, (64, 48), mode="bilinear", antialias=True)
     assert torch.allclose(reduce(crops, torch.tensor(REDUCTION)), expected, atol=1e-5)
-
-
-def test_joined_units_give_the_same_heatmaps(network: TinyPose) -> None:
-    crops = torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(5))
-    joined = copy.deepcopy(network)
-    join_units(joined)
-    assert not any(isinstance(module, ShuffleUnit) for module in joined.modules())
-    with torch.inference_mode():
-        assert torch.allclose(joined(crops), network(crops), atol=1e-6)
 
 
 def test_the_two_scale_net_averages_a_net_at_full_size_and_one_at_two_thirds() -> None:
