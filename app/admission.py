@@ -1,10 +1,11 @@
-"""Room for requests, taken at the door: what was admitted is never refused further in."""
+"""Room for requests, taken at the door: what was admitted is never refused further in, but may have to wait there."""
 
+import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from app.batching import Overloaded
 
@@ -55,3 +56,32 @@ class Admission:
         seconds = time.monotonic() - self._finished[0][0]
         rate = sum(pictures for _, pictures in self._finished) / max(seconds, 1e-3)
         return min(60, max(1, math.ceil(self.pictures / 2 / rate)))
+
+
+class AtWork:
+    """Pictures at work, from being decoded to the last person's keypoints: so many at a time. The others wait as they
+    were sent, which takes a tenth of the memory, and go first come, first served.
+
+    On the event loop only.
+    """
+
+    name = "decode"
+    """Of the queue, in the metrics."""
+
+    def __init__(self, size: int) -> None:
+        self.depth = 0
+        """Pictures that wait."""
+        self._places = asyncio.Semaphore(size)
+
+    @asynccontextmanager
+    async def place(self, turn: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Wait for a place, and hold it. turn: how many a request may have, so that it leaves places to others."""
+        self.depth += 1
+        waits = True
+        try:
+            async with turn, self._places:
+                self.depth -= 1
+                waits = False
+                yield
+        finally:
+            self.depth -= waits

@@ -4,6 +4,7 @@ import math
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +17,8 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from app.batching import Stage
+from app.admission import AtWork
+from app.batching import BatchQueue, Stage
 from app.errors import CLIENT_CLOSED_REQUEST
 from app.policy import REALISED, Route, SplitPolicy
 
@@ -75,15 +77,19 @@ class Metrics:
         )
         info.labels(version, pair, device, runtime).set(1)
 
-    def bind(self, policy: Callable[[], SplitPolicy], stages: Sequence[Stage]) -> None:
-        """Let scrapes read the live state of `policy` and `stages`."""
+    def bind(
+        self, policy: Callable[[], SplitPolicy], stages: Sequence[Stage], queues: Sequence[AtWork] = ()
+    ) -> None:
+        """Let scrapes read the live state of `policy`, `stages` and `queues` of no stage."""
         for stage in stages:
             self._stage_duration.labels(stage.name)
             self._batch_size.labels(stage.name)
             self._failures.labels(stage.name)
-            for queue in stage.queues:
-                self._wait.labels(queue.name)
-        self.registry.register(_Live(policy, stages, self._latest))
+        waiting: list[AtWork | BatchQueue[Any, Any]] = [*queues]
+        waiting += [queue for stage in stages for queue in stage.queues]
+        for queue in waiting:
+            self._wait.labels(queue.name)
+        self.registry.register(_Live(policy, stages, waiting, self._latest))
 
     def request(self, status: int, seconds: float) -> None:
         self._requests.labels(str(status)).inc()
@@ -131,10 +137,15 @@ class _Live:
     """State that is not counted but read when somebody asks."""
 
     def __init__(
-        self, policy: Callable[[], SplitPolicy], stages: Sequence[Stage], latest: Sequence[Route]
+        self,
+        policy: Callable[[], SplitPolicy],
+        stages: Sequence[Stage],
+        queues: Sequence[AtWork | BatchQueue[Any, Any]],
+        latest: Sequence[Route],
     ) -> None:
         self._policy = policy
         self._stages = stages
+        self._queues = queues
         self._latest = latest
 
     def describe(self) -> Iterable[Metric]:
@@ -158,7 +169,7 @@ class _Live:
         total = max(1, len(self._latest))
         ratios = {str(route): routes[route] / total for route in Route}
         yield _gauges("route_ratio", "Shares of the routes, newest 2000 people", "route", ratios)
-        depths = {queue.name: queue.depth for stage in self._stages for queue in stage.queues}
+        depths = {queue.name: queue.depth for queue in self._queues}
         yield _gauges("queue_depth", "Items waiting", "queue", depths)
         cost = GaugeMetricFamily(
             "dynpose_stage_cost_seconds",

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from app import __version__
-from app.admission import Admission
+from app.admission import Admission, AtWork
 from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
 from app.crew import Crew
@@ -59,6 +59,10 @@ KEPT_SHAPES = 9
 """Of a detector's input, that it stays ready for: those above, and two. Without a limit the service grew by 0.3 GB
 until all 31 had come."""
 
+AT_WORK = 8
+"""Pictures that are decoded and not yet done, for each network that may run at once on a CPU: with fewer, batches
+would be smaller."""
+
 WATCH_INTERVAL_S = 0.5
 
 MAX_THREAD_WAIT_S = 0.05
@@ -97,6 +101,8 @@ class Service:
             runtime=f"{self.runtime}-{str(self.dtype).removeprefix('torch.')}",
         )
         self.admission = Admission(settings.max_pending_pictures, settings.max_pending_bytes)
+        on_cpu = self.device.type == "cpu"
+        self.at_work = AtWork(AT_WORK * crew_size() if on_cpu else settings.max_pending_pictures)
         self.workers = ThreadPoolExecutor(cores(), thread_name_prefix="worker")
         self.status: Literal["loading", "warming", "ready", "draining"] = "loading"
         self.failure: str | None = None
@@ -111,7 +117,7 @@ class Service:
             started = time.monotonic()
             stages = await self.open_stages()
             queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})
-            self.metrics.bind(lambda: self.config.policy, stages)
+            self.metrics.bind(lambda: self.config.policy, stages, [self.at_work])
             for stage in stages:
                 stage.start()
         except Exception as error:  # whatever it is: a process that stays at "loading" would help nobody

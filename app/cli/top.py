@@ -177,7 +177,10 @@ def view(before: Scrape, after: Scrape) -> View:
         k2=thresholds.get("k2", math.nan),
         realised=after.total("large_share"),
         realised_people=round(after.total("large_share_people")),
-        queues=[queue_of(stage, name) for stage, names in STAGES.items() for name in names],
+        queues=[
+            queue_of("-", "decode"),
+            *(queue_of(stage, name) for stage, names in STAGES.items() for name in names),
+        ],
         stages=[stage_of(name) for name in STAGES],
     )
 

@@ -6,14 +6,15 @@ import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import torch
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from app import overlay, tracing
-from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
+from app.batching import TURN, ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
@@ -36,6 +37,8 @@ router = APIRouter(tags=["pose"])
 
 STAGES = {"detect": ("detect",), "score": ("score",), "estimate": ("small", "large")}
 LOGGED = ("read", "render")  # parts of the time that the answer does not tell apart from waiting
+
+NO_PIXELS = torch.empty(0, 0, 3, dtype=torch.uint8)
 
 ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
 
@@ -104,7 +107,10 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
                 raise next(header for header in headers if isinstance(header, ApiError))
             hold(room, service, len(good), sum(header.decoded_bytes for header in good))
             pictures = zip(uploads, headers, strict=True)
-            outcomes = await asyncio.gather(*(one_picture(service, pipeline, work, *one) for one in pictures))
+            turn = asyncio.Semaphore(TURN)
+            outcomes = await asyncio.gather(
+                *(one_picture(service, pipeline, work, turn, bool(query.render), *one) for one in pictures)
+            )
             request.state.facts["people"] = people_by_route(outcomes)
             return await answer(service, pipeline, request, query, work, uploads, outcomes, started)
 
@@ -185,14 +191,26 @@ async def in_time_and_wanted(request: Request, ticket: Ticket, service: Service)
 
 
 async def one_picture(
-    service: Service, pipeline: Pipeline, work: PoseRequest, upload: Upload, header: Header | ApiError
+    service: Service,
+    pipeline: Pipeline,
+    work: PoseRequest,
+    turn: asyncio.Semaphore,
+    drawn: bool,
+    upload: Upload,
+    header: Header | ApiError,
 ) -> Outcome | ApiError:
-    """Decode and estimate; an error concerns this picture alone, but for one of the whole request."""
+    """Decode and estimate; an error concerns this picture alone, but for one of the whole request. drawn: whether the
+    pixels are needed after that."""
     if isinstance(header, ApiError):
         return header
+    queued = time.monotonic()
     try:
-        picture = await service.in_thread(decoded, upload, service, work.ticket, time.monotonic())
-        return Outcome(picture, await pipeline.pose(picture, upload.boxes, work))
+        async with service.at_work.place(turn):
+            service.metrics.waited(service.at_work.name, time.monotonic() - queued)
+            picture = await service.in_thread(decoded, upload, service, work.ticket, queued)
+            result = await pipeline.pose(picture, upload.boxes, work)
+            # The others of the request may take long yet.
+            return Outcome(picture if drawn else replace(picture, pixels=NO_PIXELS), result)
     except (DeadlineExceeded, ClientGone):
         raise
     except Exception as error:

@@ -1,8 +1,9 @@
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
-from app.admission import Admission, TooLarge
+from app.admission import Admission, AtWork, TooLarge
 from app.batching import Overloaded
 
 
@@ -65,3 +66,52 @@ def test_a_body_is_refused_where_there_is_no_room_for_a_picture():
         pass
     with admission.admit(0, 10):
         pass
+
+
+def test_so_many_pictures_are_at_work_and_the_others_wait_in_their_order():
+    async def run():
+        at_work, entered = AtWork(2), []
+        go_on = [asyncio.Event() for _ in range(4)]
+
+        async def picture(number):
+            async with at_work.place(asyncio.Semaphore(8)):
+                entered.append(number)
+                await go_on[number].wait()
+
+        tasks = [asyncio.create_task(picture(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        assert (entered, at_work.depth) == ([0, 1], 2)
+        tasks[2].cancel()  # its client has gone
+        await asyncio.wait([tasks[2]])
+        assert at_work.depth == 1
+        go_on[1].set()
+        await tasks[1]
+        assert (entered, at_work.depth) == ([0, 1, 3], 0)
+        for event in go_on:
+            event.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with at_work.place(asyncio.Semaphore(1)), at_work.place(asyncio.Semaphore(1)):
+            pass
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_request_of_many_pictures_leaves_places_to_others():
+    async def run():
+        at_work, turn, entered, over = AtWork(4), asyncio.Semaphore(3), [], asyncio.Event()
+
+        async def picture(number, turn):
+            async with at_work.place(turn):
+                entered.append(number)
+                await over.wait()
+
+        tasks = [asyncio.create_task(picture(number, turn)) for number in range(6)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(picture("other", asyncio.Semaphore(3))))
+        await asyncio.sleep(0)
+        assert (entered, at_work.depth) == ([0, 1, 2, "other"], 3)
+        over.set()
+        await asyncio.gather(*tasks)
+        assert at_work.depth == 0
+
+    asyncio.run(asyncio.wait_for(run(), 10))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -254,6 +255,49 @@ def test_a_second_batch_of_a_persons_stage_waits_for_four(serve):
         assert sizes == [1]
         go_on.set()
     assert [answer.result().status_code for answer in answers] == [200, 200]
+
+
+def test_pictures_beyond_those_at_work_wait_as_they_were_sent(serve, monkeypatch):
+    monkeypatch.setattr("app.service.AT_WORK", 1)
+    monkeypatch.setattr("app.service.crew_size", lambda: 2)
+    client = serve()
+    go_on, seen = threading.Event(), []
+
+    def hold(pictures):
+        seen.extend(map(weakref.ref, pictures))
+        assert go_on.wait(10)
+
+    client.pair.faults["score"] = hold
+    image = {"Content-Type": "image/png"}
+    with ThreadPoolExecutor(5) as clients:
+        answers = [
+            clients.submit(client.post, "/pose", content=picture_of([0.47]), headers=image) for _ in range(5)
+        ]
+        assert until(lambda: client.service.at_work.depth == 3 and seen)
+        assert 'dynpose_queue_depth{queue="decode"} 3.0' in client.get("/metrics").text
+        assert 'dynpose_queue_wait_seconds_count{queue="decode"} 2.0' in client.get("/metrics").text
+        go_on.set()
+    assert [answer.result().status_code for answer in answers] == [200] * 5
+
+
+def test_a_picture_that_is_done_takes_no_memory_while_others_of_its_request_are_not(serve):
+    client = serve()
+    go_on, done = threading.Event(), []
+
+    def hold(pictures):
+        if any(picture.shape[1] == 120 for picture in pictures):
+            assert go_on.wait(10)
+        else:
+            done.extend(map(weakref.ref, pictures))
+
+    client.pair.faults["detect"] = hold
+    files = [("images", ("a.png", picture_of([0.47]))), ("images", ("b.png", picture_of([0.47] * 2)))]
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(client.post, "/pose", files=files)
+        assert until(lambda: done and not any(picture() is not None for picture in done))
+        assert not answer.done()
+        go_on.set()
+    assert [len(image["people"]) for image in answer.result().json()["images"]] == [1, 2]
 
 
 def test_on_a_gpu_each_stage_has_a_thread(monkeypatch):

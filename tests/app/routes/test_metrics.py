@@ -96,7 +96,7 @@ def test_stages_and_queues_are_timed(client):
         assert found["dynpose_batch_size_count", stage] >= 1
         assert found["dynpose_stage_duration_seconds_sum", stage] > 0
         assert ("dynpose_stage_cost_seconds", *sorted([stage, "per_item"])) in found
-    for queue in ("detect", "score", "easy", "hard", "extremely_hard"):
+    for queue in ("decode", "detect", "score", "easy", "hard", "extremely_hard"):
         assert found["dynpose_queue_depth", queue] == 0
         assert found["dynpose_queue_wait_seconds_count", queue] >= 1
 
