@@ -58,9 +58,9 @@ class Admission:
         return min(60, max(1, math.ceil(self.pictures / 2 / rate)))
 
 
-class AtWork:
-    """Pictures at work, from being decoded to the last person's keypoints: so many at a time. The others wait as they
-    were sent, which takes a tenth of the memory, and go first come, first served.
+class Ahead:
+    """Pictures that are decoded ahead of the detector: so many at a time, found people in or not. The others wait as
+    they were sent, which takes a tenth of the memory, and go first come, first served.
 
     On the event loop only.
     """
@@ -71,11 +71,16 @@ class AtWork:
     def __init__(self, size: int) -> None:
         self.depth = 0
         """Pictures that wait."""
+        self._size = size
         self._places = asyncio.Semaphore(size)
+
+    def turn(self) -> asyncio.Semaphore:
+        """For the pictures of one request: it may have half of the places, so that it leaves some to others."""
+        return asyncio.Semaphore(max(1, self._size // 2))
 
     @asynccontextmanager
     async def place(self, turn: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Wait for a place, and hold it. turn: how many a request may have, so that it leaves places to others."""
+        """Wait for a place, and hold it until the people of the picture are found."""
         self.depth += 1
         waits = True
         try:

@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from app.admission import AtWork
+from app.admission import Ahead
 from app.batching import BatchQueue, Stage
 from app.errors import CLIENT_CLOSED_REQUEST
 from app.policy import REALISED, Route, SplitPolicy
@@ -78,14 +78,14 @@ class Metrics:
         info.labels(version, pair, device, runtime).set(1)
 
     def bind(
-        self, policy: Callable[[], SplitPolicy], stages: Sequence[Stage], queues: Sequence[AtWork] = ()
+        self, policy: Callable[[], SplitPolicy], stages: Sequence[Stage], queues: Sequence[Ahead] = ()
     ) -> None:
         """Let scrapes read the live state of `policy`, `stages` and `queues` of no stage."""
         for stage in stages:
             self._stage_duration.labels(stage.name)
             self._batch_size.labels(stage.name)
             self._failures.labels(stage.name)
-        waiting: list[AtWork | BatchQueue[Any, Any]] = [*queues]
+        waiting: list[Ahead | BatchQueue[Any, Any]] = [*queues]
         waiting += [queue for stage in stages for queue in stage.queues]
         for queue in waiting:
             self._wait.labels(queue.name)
@@ -140,7 +140,7 @@ class _Live:
         self,
         policy: Callable[[], SplitPolicy],
         stages: Sequence[Stage],
-        queues: Sequence[AtWork | BatchQueue[Any, Any]],
+        queues: Sequence[Ahead | BatchQueue[Any, Any]],
         latest: Sequence[Route],
     ) -> None:
         self._policy = policy

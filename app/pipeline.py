@@ -62,6 +62,13 @@ class DetectItem(NamedTuple):
     min_score: float
 
 
+class Found(NamedTuple):
+    """Boxes with their scores, best first. `truncated`: there were more than `max_people`."""
+
+    people: list[tuple[Bbox, float]]
+    truncated: bool = False
+
+
 class Score(NamedTuple):
     """keypoints: the small net's, where the router has run that very net on the person's crop."""
 
@@ -124,24 +131,25 @@ class Pipeline:
 
     async def pose(self, picture: Picture, boxes: Sequence[Bbox] | None, request: PoseRequest) -> ImageResult:
         """Keypoints of everybody in `picture`, or of the people in `boxes` when those are given."""
-        truncated = False
-        if boxes is None:
-            found = await self._detect(picture, request)
-            truncated = len(found) > request.options.max_people
-            scored = found[: request.options.max_people]
-        else:
-            scored = [(bbox, 1.0) for bbox in boxes]
+        return await self.estimate(picture, await self.find(picture, boxes, request), request)
+
+    async def find(self, picture: Picture, boxes: Sequence[Bbox] | None, request: PoseRequest) -> Found:
+        """Everybody in `picture`, at most `max_people`, or those in `boxes` when those are given."""
+        if boxes is not None:
+            return Found([(bbox, 1.0) for bbox in boxes])
+        item = DetectItem(picture.pixels, request.options.min_score)
+        rows = (await self.queues.detect.submit(item, request.ticket)).tolist()
+        most = request.options.max_people
+        return Found([((x, y, w, h), score) for x, y, w, h, score in rows[:most]], len(rows) > most)
+
+    async def estimate(self, picture: Picture, found: Found, request: PoseRequest) -> ImageResult:
+        """Keypoints of those who were found."""
         people = await asyncio.gather(
-            *(self._person(picture, bbox, score, request) for bbox, score in scored)
+            *(self._person(picture, bbox, score, request) for bbox, score in found.people)
         )
         finite = [person for person in people if person is not None]
         self.metrics.image(people=len(finite))
-        return ImageResult(sorted(finite, key=lambda person: -person.score), truncated)
-
-    async def _detect(self, picture: Picture, request: PoseRequest) -> list[tuple[Bbox, float]]:
-        item = DetectItem(picture.pixels, request.options.min_score)
-        found = await self.queues.detect.submit(item, request.ticket)
-        return [((x, y, w, h), score) for x, y, w, h, score in found.tolist()]
+        return ImageResult(sorted(finite, key=lambda person: -person.score), found.truncated)
 
     async def _person(
         self, picture: Picture, bbox: Bbox, bbox_score: float, request: PoseRequest

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from app import __version__
-from app.admission import Admission, AtWork
+from app.admission import Admission, Ahead
 from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
 from app.crew import Crew
@@ -59,9 +59,8 @@ KEPT_SHAPES = 9
 """Of a detector's input, that it stays ready for: those above, and two. Without a limit the service grew by 0.3 GB
 until all 31 had come."""
 
-AT_WORK = 8
-"""Pictures that are decoded and not yet done, for each network that may run at once on a CPU: with fewer, batches
-would be smaller."""
+AHEAD = 4
+"""Pictures that are decoded for each detector on a CPU, the one that it is at among them."""
 
 WATCH_INTERVAL_S = 0.5
 
@@ -102,7 +101,7 @@ class Service:
         )
         self.admission = Admission(settings.max_pending_pictures, settings.max_pending_bytes)
         on_cpu = self.device.type == "cpu"
-        self.at_work = AtWork(AT_WORK * crew_size() if on_cpu else settings.max_pending_pictures)
+        self.ahead = Ahead(AHEAD * side_by_side(self.device) if on_cpu else settings.max_pending_pictures)
         self.workers = ThreadPoolExecutor(cores(), thread_name_prefix="worker")
         self.status: Literal["loading", "warming", "ready", "draining"] = "loading"
         self.failure: str | None = None
@@ -117,7 +116,7 @@ class Service:
             started = time.monotonic()
             stages = await self.open_stages()
             queues = Queues(**{queue.name: queue for stage in stages for queue in stage.queues})
-            self.metrics.bind(lambda: self.config.policy, stages, [self.at_work])
+            self.metrics.bind(lambda: self.config.policy, stages, [self.ahead])
             for stage in stages:
                 stage.start()
         except Exception as error:  # whatever it is: a process that stays at "loading" would help nobody

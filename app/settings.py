@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     max_boxes: Positive = Field(100, description="given boxes per picture")
     max_pending_pictures: Positive = Field(64, description="pictures admitted and not yet answered")
     max_pending_bytes: Positive = Field(
-        1_500_000_000, description="bytes of those pictures, encoded and decoded"
+        1_500_000_000, description="bytes of those pictures, as if all were decoded"
     )
 
     body_timeout_s: SomeSeconds = Field(

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from app import logs
-from app.admission import AtWork
+from app.admission import Ahead
 from app.batching import BatchQueue, CostLine, Observer, Run, Stage, StageDied, Ticket
 from app.service import Service, build_stages, warm
 from app.settings import Settings
@@ -281,7 +281,7 @@ class RemoteService(Service):
 
     def __init__(self, settings: Settings, handles: dict[str, DeploymentHandle]) -> None:
         super().__init__(settings)
-        self.at_work = AtWork(settings.max_pending_pictures)  # how many replicas there are it does not know
+        self.ahead = Ahead(settings.max_pending_pictures)  # how many replicas there are it does not know
         self._handles = handles
 
     async def open_stages(self) -> list[Stage]:

@@ -1,9 +1,11 @@
 """TinyPose for a compiled runtime: the same function of the same weights, with less to move and to multiply.
 
 Splits, shuffles, additions and enlargements of whole maps are cheap to write and dear to run. Here permutations and
-factors go into kernels, and what has the same destination is added where the maps are small. For running only: a folded
-network is not to be trained or saved.
+factors go into kernels, and what has the same destination is added where the maps are small. Heatmaps stay the same but
+for rounding. For running only: a folded network is not to be trained or saved.
 """
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from torch.nn import functional
 from models.tinypose import Exchange, ShuffleUnit, Stem, TinyPose, depthwise, pointwise
 
 
-def fold(module: nn.Module) -> None:
-    """Fold every TinyPose in `module`, in place and once. Its heatmaps stay the same up to rounding."""
+def fold(module: nn.Module) -> nn.Module:
+    """`module` with every TinyPose in it folded, a copy; `module` itself where there is none."""
+    if not any(isinstance(child, TinyPose) for child in module.modules()):
+        return module
+    module = copy.deepcopy(module)
     for network in [child for child in module.modules() if isinstance(child, TinyPose)]:
         network.stem = FoldedStem(network.stem)  # type: ignore[assignment]
         for place in (0, 1):  # they take the stem's output
@@ -22,6 +27,7 @@ def fold(module: nn.Module) -> None:
             nn.ModuleList(map(FoldedExchange, stage))  # type: ignore[call-overload]
             for stage in network.stages
         )
+    return module
 
 
 class FoldedStem(nn.Module):

@@ -176,14 +176,13 @@ def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
     """The model of `module` in OpenVINO, float32 (N, h, w, 3) in; None where there is none that does the same."""
     openvino = package()
     module = module.eval().requires_grad_(False).float()
-    fold(module)
     height, width = (size[1], size[0]) if size else FREE_SIZE
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter(
                 "ignore"
             )  # torch.jit.trace is deprecated, and warns of what _agrees tries out
-            model = openvino.convert_model(module, example_input=torch.rand(2, 3, height, width))
+            model = openvino.convert_model(fold(module), example_input=torch.rand(2, 3, height, width))
         model.reshape([-1, 3, height, width] if size else [-1, 3, -1, -1])
         layouts = openvino.preprocess.PrePostProcessor(model)
         layouts.input().tensor().set_layout(openvino.Layout("NHWC"))

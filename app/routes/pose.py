@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from app import overlay, tracing
-from app.batching import TURN, ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
+from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
@@ -107,7 +107,7 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
                 raise next(header for header in headers if isinstance(header, ApiError))
             hold(room, service, len(good), sum(header.decoded_bytes for header in good))
             pictures = zip(uploads, headers, strict=True)
-            turn = asyncio.Semaphore(TURN)
+            turn = service.ahead.turn()
             outcomes = await asyncio.gather(
                 *(one_picture(service, pipeline, work, turn, bool(query.render), *one) for one in pictures)
             )
@@ -205,12 +205,13 @@ async def one_picture(
         return header
     queued = time.monotonic()
     try:
-        async with service.at_work.place(turn):
-            service.metrics.waited(service.at_work.name, time.monotonic() - queued)
+        async with service.ahead.place(turn):
+            service.metrics.waited(service.ahead.name, time.monotonic() - queued)
             picture = await service.in_thread(decoded, upload, service, work.ticket, queued)
-            result = await pipeline.pose(picture, upload.boxes, work)
-            # The others of the request may take long yet.
-            return Outcome(picture if drawn else replace(picture, pixels=NO_PIXELS), result)
+            found = await pipeline.find(picture, upload.boxes, work)
+        result = await pipeline.estimate(picture, found, work)
+        # The others of the request may take long yet.
+        return Outcome(picture if drawn else replace(picture, pixels=NO_PIXELS), result)
     except (DeadlineExceeded, ClientGone):
         raise
     except Exception as error:

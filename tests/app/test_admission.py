@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.admission import Admission, AtWork, TooLarge
+from app.admission import Admission, Ahead, TooLarge
 from app.batching import Overloaded
 
 
@@ -68,50 +68,53 @@ def test_a_body_is_refused_where_there_is_no_room_for_a_picture():
         pass
 
 
-def test_so_many_pictures_are_at_work_and_the_others_wait_in_their_order():
+def test_so_many_pictures_are_decoded_ahead_and_the_others_wait_in_their_order():
     async def run():
-        at_work, entered = AtWork(2), []
+        ahead, entered = Ahead(2), []
         go_on = [asyncio.Event() for _ in range(4)]
 
         async def picture(number):
-            async with at_work.place(asyncio.Semaphore(8)):
+            async with ahead.place(ahead.turn()):
                 entered.append(number)
                 await go_on[number].wait()
 
         tasks = [asyncio.create_task(picture(number)) for number in range(4)]
         await asyncio.sleep(0)
-        assert (entered, at_work.depth) == ([0, 1], 2)
+        assert (entered, ahead.depth) == ([0, 1], 2)
         tasks[2].cancel()  # its client has gone
         await asyncio.wait([tasks[2]])
-        assert at_work.depth == 1
+        assert ahead.depth == 1
         go_on[1].set()
         await tasks[1]
-        assert (entered, at_work.depth) == ([0, 1, 3], 0)
+        assert (entered, ahead.depth) == ([0, 1, 3], 0)
         for event in go_on:
             event.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with at_work.place(asyncio.Semaphore(1)), at_work.place(asyncio.Semaphore(1)):
+        async with ahead.place(ahead.turn()), ahead.place(ahead.turn()):  # all places are back
             pass
 
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_a_request_of_many_pictures_leaves_places_to_others():
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_request_of_many_pictures_leaves_places_to_others(size):
     async def run():
-        at_work, turn, entered, over = AtWork(4), asyncio.Semaphore(3), [], asyncio.Event()
+        ahead, entered, over = Ahead(size), [], asyncio.Event()
 
-        async def picture(number, turn):
-            async with at_work.place(turn):
-                entered.append(number)
+        async def picture(name, turn):
+            async with ahead.place(turn):
+                entered.append(name)
                 await over.wait()
 
-        tasks = [asyncio.create_task(picture(number, turn)) for number in range(6)]
+        turn = ahead.turn()
+        tasks = [asyncio.create_task(picture("many", turn)) for _ in range(6)]
         await asyncio.sleep(0)
-        tasks.append(asyncio.create_task(picture("other", asyncio.Semaphore(3))))
+        tasks.append(asyncio.create_task(picture("other", ahead.turn())))
         await asyncio.sleep(0)
-        assert (entered, at_work.depth) == ([0, 1, 2, "other"], 3)
+        assert entered == {1: ["many"], 2: ["many", "other"], 4: ["many", "many", "other"]}[size]
+        assert ahead.depth == 7 - len(entered)
         over.set()
         await asyncio.gather(*tasks)
-        assert at_work.depth == 0
+        assert ahead.depth == 0
 
     asyncio.run(asyncio.wait_for(run(), 10))

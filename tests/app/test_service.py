@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from app.errors import ApiError
+from app.intake import to_picture
 from app.metrics import Metrics
 from app.service import ASPECTS, BUCKETS, KEPT_SHAPES, Service, build_stages, crew_size, side_by_side, warm
 from app.settings import Settings
@@ -257,30 +258,38 @@ def test_a_second_batch_of_a_persons_stage_waits_for_four(serve):
     assert [answer.result().status_code for answer in answers] == [200, 200]
 
 
-def test_pictures_beyond_those_at_work_wait_as_they_were_sent(serve, monkeypatch):
-    monkeypatch.setattr("app.service.AT_WORK", 1)
+def test_pictures_are_decoded_no_further_ahead_of_the_detector(serve, monkeypatch):
+    monkeypatch.setattr("app.service.AHEAD", 1)
     monkeypatch.setattr("app.service.crew_size", lambda: 2)
+    decoded = []
+
+    def decode(upload, device):
+        decoded.append(upload)
+        return to_picture(upload, device)
+
+    monkeypatch.setattr("app.routes.pose.to_picture", decode)
     client = serve()
-    go_on, seen = threading.Event(), []
-
-    def hold(pictures):
-        seen.extend(map(weakref.ref, pictures))
-        assert go_on.wait(10)
-
-    client.pair.faults["score"] = hold
+    go_on = {stage: threading.Event() for stage in ("detect", "score")}
+    for stage, event in go_on.items():
+        client.pair.faults[stage] = lambda _, event=event: event.wait(10)
     image = {"Content-Type": "image/png"}
     with ThreadPoolExecutor(5) as clients:
         answers = [
             clients.submit(client.post, "/pose", content=picture_of([0.47]), headers=image) for _ in range(5)
         ]
-        assert until(lambda: client.service.at_work.depth == 3 and seen)
+        assert until(lambda: client.service.ahead.depth == 3 and len(decoded) == 2)
+        time.sleep(0.02)
+        assert len(decoded) == 2
         assert 'dynpose_queue_depth{queue="decode"} 3.0' in client.get("/metrics").text
-        assert 'dynpose_queue_wait_seconds_count{queue="decode"} 2.0' in client.get("/metrics").text
-        go_on.set()
+        go_on["detect"].set()  # nobody waits for the people of pictures before it
+        assert until(lambda: len(decoded) > 2)
+        go_on["score"].set()
     assert [answer.result().status_code for answer in answers] == [200] * 5
+    assert 'dynpose_queue_wait_seconds_count{queue="decode"} 5.0' in client.get("/metrics").text
 
 
-def test_a_picture_that_is_done_takes_no_memory_while_others_of_its_request_are_not(serve):
+def test_a_picture_that_is_done_takes_no_memory_while_others_of_its_request_are_not(serve, monkeypatch):
+    monkeypatch.setattr("app.service.crew_size", lambda: 2)
     client = serve()
     go_on, done = threading.Event(), []
 

@@ -27,6 +27,7 @@ from models.detector import YoloDetector
 from models.geometry import center_scale
 from models.router import Router, RouterConfig
 from models.runtime import Runtime, compile_network, resolve_dtype, resolve_runtime
+from models.tinypose import TinyPose
 from models.zoo import (
     Pair,
     load_detector,
@@ -161,6 +162,12 @@ def test_a_network_that_it_would_change_runs_in_pytorch(
     crops = torch.ones(4, 3, 32, 32)
     assert torch.equal(network(crops), kind()(crops))
     assert f"{kind.__name__} runs in PyTorch" in caplog.text
+
+
+def test_pose_nets_are_folded_before_they_are_compiled() -> None:
+    model = openvino_runtime.convert(TinyPose(), (96, 128))
+    shuffles = [node for node in model.get_ops() if node.get_type_name() in ("Transpose", "ShuffleChannels")]
+    assert len(shuffles) <= 2  # of the input; TinyPose shuffles 49 times
 
 
 def test_a_network_is_converted_once(tmp_path: Path) -> None:

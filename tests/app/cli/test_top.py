@@ -108,6 +108,7 @@ def test_one_view_is_printed_as_plain_text(dynpose: Dynpose, live: Live) -> None
         "people/s",
         "images/s",
         "latency",
+        "decode",
         "large share",
         "routes",
         "queue",
