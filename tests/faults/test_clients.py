@@ -39,7 +39,7 @@ def metric(server: FakeServer, name: str) -> float:
 def idle(server: FakeServer) -> bool:
     """Nothing is left of anybody's request: neither room, nor a place in a queue."""
     service = server.service
-    depths = [queue.depth for stage in service.stages for queue in stage.queues]
+    depths = [service.ahead.depth, *(queue.depth for stage in service.stages for queue in stage.queues)]
     held = (service.admission.pictures, service.admission.bytes, metric(server, "in_flight"))
     return held == (0, 0, 0) and not any(depths)
 

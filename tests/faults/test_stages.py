@@ -42,7 +42,9 @@ class Held:
         self.sizes: list[int] = []
         self._work = work
         server.pair.faults[stage] = self
-        self._queues = [q for s in server.service.stages if s.name == stage for q in s.queues]
+        self._queues: list[Any] = [q for s in server.service.stages if s.name == stage for q in s.queues]
+        if stage == "detect":
+            self._queues.append(server.service.ahead)
 
     def __call__(self, pictures: list[Tensor]) -> None:
         self.entered.set()
