@@ -366,7 +366,8 @@ class Bench:
         async def client() -> None:
             nonlocal done, failed
             for picture in pictures:
-                failed += (await server.client.pose(picture)).status != 200
+                answer = await server.client.pose(picture)
+                failed += answer.status != 200  # not before the await: others count meanwhile
                 done += 1
                 if done % max(1, requests // SOAK_SAMPLES) == 0:
                     samples.append([done, server.usage().resident_mib])
