@@ -59,8 +59,8 @@ class Admission:
 
 
 class Ahead:
-    """Pictures that are decoded ahead of the detector: so many at a time, found people in or not. The others wait as
-    they were sent, which takes a tenth of the memory, and go first come, first served.
+    """Pictures that are decoded ahead of the detector: `size` at a time. The others wait as they were sent, which takes
+    a tenth of the memory, and go first come, first served.
 
     On the event loop only.
     """
