@@ -21,7 +21,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format lock audit clean install install-dev \
-	train-detector quantize-detector train-pose train-router calibrate evaluate detection peers load stages bench bench-full scaling faults
+	train-detector light-detector quantize-detector train-pose train-router calibrate evaluate detection peers load stages bench bench-full scaling faults
 
 help: ## List what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -110,6 +110,9 @@ audit: ## Ask PyPI for known holes in the locked packages.
 
 train-detector: install-dev ## Train the person detector on DATA.
 	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8s.safetensors $(ARGS)
+
+light-detector: install-dev ## Give the trained detector a cheaper class branch, taught by its own on DATA.
+	$(RUN) -m training.light_head $(DATA) --teacher runs/detector.safetensors $(ARGS)
 
 quantize-detector: $(VENV)/quantize.stamp ## Make the detector's int8 form with pictures of DATA.
 	$(RUN) -m training.quantize $(DATA) $(ARGS)

@@ -33,7 +33,13 @@ Detector = Callable[[Sequence[Tensor], Sequence[float]], list[Tensor]]
 """Pictures (H, W, 3) uint8 RGB and the least score of each, 0 to 1 -> of each (M, 5) float32 on the CPU: x, y, w, h in
 picture pixels, clipped to the picture, and score; best first."""
 
-YOLOS = tuple(f"{family}{size}" for family in ("yolov8", "yolo11", "yolo12") for size in "nsmlx")
+LIGHT = "yolov8s-light"
+"""YOLOv8s with a class branch of half the arithmetic: narrower, and its second convolution is depthwise."""
+
+LIGHT_WIDTH = 96
+"""Channels of that branch, of 128."""
+
+YOLOS = (*(f"{family}{size}" for family in ("yolov8", "yolo11", "yolo12") for size in "nsmlx"), LIGHT)
 
 FILL = 114
 """Grey around a letterboxed picture, as in training."""
@@ -49,14 +55,30 @@ def build_network(architecture: str) -> Any:
     weights of a COCO detector carry over whole (ultralytics' own one-class network is narrower there).
     """
     from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils.torch_utils import initialize_weights
 
-    network = DetectionModel(f"{architecture}.yaml", verbose=False)
+    network = DetectionModel(f"{architecture.removesuffix('-light')}.yaml", verbose=False)
     head = network.model[-1]
-    for branch in head.cv3:
-        branch[-1] = nn.Conv2d(branch[-1].in_channels, 1, 1)
+    if architecture == LIGHT:
+        head.cv3 = nn.ModuleList(light_class_branch(branch[0].conv.in_channels) for branch in head.cv3)
+        initialize_weights(head.cv3)
+    else:
+        for branch in head.cv3:
+            branch[-1] = nn.Conv2d(branch[-1].in_channels, 1, 1)
     head.nc, head.no = 1, 1 + 4 * head.reg_max
     network.names = {0: "person"}
     return network
+
+
+def light_class_branch(channels: int) -> nn.Sequential:
+    """(N, channels, h, w) -> (N, 1, h, w) logits of person."""
+    from ultralytics.nn.modules import Conv, DWConv
+
+    return nn.Sequential(
+        Conv(channels, LIGHT_WIDTH, 3),
+        nn.Sequential(DWConv(LIGHT_WIDTH, LIGHT_WIDTH, 3), Conv(LIGHT_WIDTH, LIGHT_WIDTH, 1)),
+        nn.Conv2d(LIGHT_WIDTH, 1, 1),
+    )
 
 
 def person_rows(weights: dict[str, Tensor], network: Any) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from models.defaults import DETECTOR_SIZE
+from models.detector import LIGHT
 
 NETWORKS: dict[str, dict[str, object]] = {
-    "detector": {"architecture": "yolov8s", "input_size": DETECTOR_SIZE},
+    "detector": {"architecture": LIGHT, "input_size": DETECTOR_SIZE},
     "router": {"architecture": "pose"},
     "small": {"architecture": "tinypose", "input_size": [96, 128], "codec": "dark"},
     "large": {"architecture": "tinypose-two-scale", "input_size": [288, 384], "codec": "dark"},

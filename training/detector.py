@@ -10,6 +10,7 @@ are a sliver, and training it too, tried with YOLOv8n, made the boxes less exact
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -146,10 +147,9 @@ def batches(
 
 def average_precision(network: Any, images: list[LabelledImage], pictures: Pictures) -> dict[str, float]:
     """Person AP, AP50 and AR (COCO protocol, crowds ignored) of `network` through the service's detector stage."""
-    copy = build_network(ARCHITECTURE)
-    copy.load_state_dict(network.state_dict())
     device = next(network.parameters()).device
-    detector = YoloDetector(compile_network(BoxDecoder(copy.eval()), device, torch.float32))
+    own = BoxDecoder(copy.deepcopy(network).eval())  # which joins layers
+    detector = YoloDetector(compile_network(own, device, torch.float32))
     result = accuracy(match_boxes(images, find(detector, pictures, images)))
     return {"ap": round(result.ap, 4), "ap50": round(result.ap50, 4), "ar": round(result.ar, 4)}
 

@@ -91,7 +91,7 @@ def left_alone(model: Any) -> Iterator[str]:
     for operation in model.get_ops():
         name, kind = operation.get_friendly_name(), operation.get_type_name()
         of_a_layer = name.startswith("__module.") and not name.startswith("__module.head/")
-        delicate = kind == "Convolution" and any(part in name for part in (*FIRST, *LAST))
+        delicate = "Convolution" in kind and any(part in name for part in (*FIRST, *LAST))
         if kind not in ("Constant", "Parameter") and (delicate or not of_a_layer):
             yield name
 

@@ -13,13 +13,23 @@ import torch
 import ultralytics
 from torch import Tensor
 
-from models.detector import YoloDetector, letterbox, load_yolo, read_ultralytics, suppress, to_boxes
+from models.detector import (
+    LIGHT,
+    YoloDetector,
+    build_network,
+    letterbox,
+    load_yolo,
+    read_ultralytics,
+    suppress,
+    to_boxes,
+)
 from models.zoo import load_detector, read_manifest
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
 from ultralytics.utils import IterableSimpleNamespace  # isort: skip
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
+EMPTY = torch.empty(0)
 
 
 def photo(name: str) -> Tensor:
@@ -157,6 +167,20 @@ def test_later_yolos_are_read_as_the_first(architecture: str):
     network = load_yolo(model.state_dict(), architecture)
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 64, 64)).shape == (1, 5, 84)
+
+
+def test_the_light_yolo_differs_from_its_own_size_in_the_class_branch_alone():
+    light, whole = (build_network(name).state_dict() for name in (LIGHT, "yolov8s"))
+    differing = {
+        key
+        for key in light.keys() | whole.keys()
+        if light.get(key, EMPTY).shape != whole.get(key, EMPTY).shape
+    }
+    assert differing
+    assert all(".cv3." in key for key in differing)
+    assert sum(value.numel() for value in light.values()) < sum(value.numel() for value in whole.values())
+    with torch.inference_mode():
+        assert load_yolo(light, LIGHT)(torch.rand(1, 3, 64, 64)).shape == (1, 5, 84)
 
 
 def test_a_checkpoint_of_ultralytics_gives_its_weights(coco_model: DetectionModel, tmp_path: Path):

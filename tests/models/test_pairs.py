@@ -238,10 +238,11 @@ def test_a_file_that_cannot_be_used_is_one_line(spot: Path, given: str, said: st
     assert "\n" not in str(refused.value)
 
 
-def test_a_coco_yolo_by_name_and_file_becomes_the_detector(tmp_path: Path):
-    path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / "yolov8s-mine.safetensors"))
+@pytest.mark.parametrize("architecture", ["yolov8s", "yolov8s-light"])
+def test_a_yolo_by_name_and_file_becomes_the_detector(tmp_path: Path, architecture: str):
+    path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / f"{architecture}-mine.safetensors"))
     manifest = read_manifest("embedded", detector=str(path))
-    assert manifest.names()["detector"] == f"yolov8s-640-{sha256(path)[:8]}"
+    assert manifest.names()["detector"] == f"{architecture}-640-{sha256(path)[:8]}"
 
 
 def test_weights_that_are_no_safetensors_are_one_line(tmp_path: Path):

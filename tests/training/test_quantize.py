@@ -10,18 +10,26 @@ from models.zoo.pairs import verified_int8
 from training.quantize import left_alone, quantize
 
 
+def converted(architecture: str) -> Any:
+    torch.manual_seed(0)
+    return convert(BoxDecoder(build_network(architecture).eval()), None)
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.manual_seed(0)
-    return convert(BoxDecoder(build_network("yolov8n").eval()), None)
+    return converted("yolov8n")
 
 
-def test_what_makes_boxes_stays_in_floating_point_and_the_rest_does_not(model: Any) -> None:
+@pytest.mark.parametrize(("architecture", "depthwise"), [("yolov8n", 0), ("yolov8s-light", 3)])
+def test_what_makes_boxes_stays_in_floating_point_and_the_rest_does_not(
+    architecture: str, depthwise: int
+) -> None:
+    model = converted(architecture)
     alone = set(left_alone(model))
     kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ops()}
-    convolutions = [name for name, kind in kinds.items() if kind == "Convolution"]
-    assert len(convolutions) == 63
-    assert sum(name in alone for name in convolutions) == 2 + 4 + 12
+    convolutions = [name for name, kind in kinds.items() if kind in ("Convolution", "GroupConvolution")]
+    assert len(convolutions) == 63 + depthwise
+    assert sum(name in alone for name in convolutions) == 2 + 4 + 12 + depthwise
     for kind in ("Softmax", "ReduceSum", "Subtract"):
         assert {name for name in kinds if kinds[name] == kind} <= alone
 

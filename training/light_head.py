@@ -1,0 +1,184 @@
+"""Makes the bundled detector cheaper: a class branch of half the arithmetic, taught by YOLOv8s' own.
+
+    python -m training.light_head DATA --teacher runs/detector.safetensors --out models/weights/detector.safetensors
+
+The class branch of a YOLOv8 is a fifth of its arithmetic, which for one class is too much. The rest of the network
+stays as it is, so that boxes do. What it makes of a few thousand views of the training pictures is kept in a file, and
+the new branch learns from that to give the old one's scores: by cross-entropy with those as targets, without labels. A
+fixed tenth of the pictures is held back, on which both networks are measured.
+"""
+
+import argparse
+import copy
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
+from models.defaults import DETECTOR_SIZE
+from models.detector import LIGHT, LIGHT_WIDTH, build_network
+from models.runtime import resolve_device
+from models.zoo import save_weights
+from training.detector import ARCHITECTURE, augment, average_precision, report
+
+
+def views(
+    images: Sequence[LabelledImage], pictures: Pictures, rng: random.Random
+) -> Iterator[NDArray[np.uint8]]:
+    """Endless pieces of the pictures on canvases of the detector's size, one in seven of four pictures."""
+    nobody = np.zeros((0, 4))
+
+    def pieces() -> Iterator[NDArray[np.uint8]]:
+        while True:
+            for image in rng.sample(images, len(images)):
+                yield pictures(image).numpy()
+
+    each = pieces()
+    while True:
+        if rng.random() < 0.15:
+            parts = [augment(next(each), nobody, DETECTOR_SIZE // 2, rng)[0] for _ in range(4)]
+            yield np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:])])
+        else:
+            yield augment(next(each), nobody, DETECTOR_SIZE, rng)[0]
+
+
+@torch.inference_mode()
+def look(teacher: Any, canvases: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    """The maps (N, C, h, w) that the head reads, a level each, and last the class logits (N, 1, cells)."""
+    batch = torch.from_numpy(np.stack(canvases)).to(device).permute(0, 3, 1, 2).float().div(255)
+    raw = teacher(batch)
+    return [*raw["feats"], raw["scores"]]
+
+
+def remember(
+    teacher: Any, canvases: Iterator[NDArray[np.uint8]], count: int, file: Path, device: torch.device
+) -> list[torch.Size]:
+    """Write what `look` gives of `count` views to `file`, a row of float16 each (1.8 MB); unless it is there already.
+    Returns how `recall` shapes a row."""
+    shapes = [each.shape[1:] for each in look(teacher, [next(canvases)], device)]
+    if not file.exists():
+        unfinished = file.with_suffix(".unfinished")
+        with unfinished.open("wb") as out:
+            for _ in range(count):
+                maps = look(teacher, [next(canvases)], device)
+                torch.cat([each.flatten() for each in maps]).half().cpu().numpy().tofile(out)
+        unfinished.replace(file)
+    return shapes
+
+
+def recall(rows: NDArray[np.float16], shapes: Sequence[torch.Size], device: torch.device) -> list[Tensor]:
+    """The maps of `look` of some rows."""
+    parts = torch.split(torch.from_numpy(rows).to(device).float(), list(map(math.prod, shapes)), dim=1)
+    return [part.reshape(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def train(arguments: argparse.Namespace) -> None:
+    rng = random.Random(arguments.seed)
+    torch.manual_seed(arguments.seed)
+    device = resolve_device(arguments.device)
+    pictures = Pictures(arguments.data)
+    images = read_split(arguments.data, "train")
+    held_back = [image for image in images if image.complete and is_held_back(image.id)]
+
+    teacher = build_network(ARCHITECTURE)
+    teacher.load_state_dict(load_file(arguments.teacher))
+    report(arguments.out, 0, 0.0, {"teacher": average_precision(teacher, held_back, pictures)["ap"]})
+    light = build_network(LIGHT)
+    light.load_state_dict(
+        {key: value for key, value in teacher.state_dict().items() if ".cv3." not in key}, strict=False
+    )
+
+    seen = copy.deepcopy(teacher).eval().fuse(verbose=False).to(device, memory_format=torch.channels_last)
+    seen.model[-1].training = True  # only then it gives its maps
+    canvases = views([image for image in images if not is_held_back(image.id)], pictures, rng)
+    file = arguments.out.with_suffix(".views")
+    shapes = remember(seen, canvases, arguments.views, file, device)
+    rows = np.memmap(file, np.float16, "r").reshape(-1, sum(map(math.prod, shapes)))
+
+    branches = light.model[-1].cv3
+    for branch, taught in zip(branches, teacher.model[-1].cv3, strict=True):
+        begin(branch, taught)
+    average = copy.deepcopy(branches).requires_grad_(False).to(device)
+    learning = copy.deepcopy(branches).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(learning.parameters(), lr=arguments.rate, weight_decay=1e-4)
+    losses: list[float] = []
+    for step in range(1, arguments.steps + 1):
+        warm, progress = min(1.0, step / 100), step / arguments.steps
+        optimizer.param_groups[0]["lr"] = (
+            arguments.rate * warm * (0.505 + 0.495 * math.cos(math.pi * progress))
+        )
+        chosen = sorted(rng.sample(range(len(rows)), arguments.batch))
+        *features, taught = recall(rows[chosen], shapes, device)
+        logits = torch.cat(
+            [branch(level).flatten(2) for branch, level in zip(learning, features, strict=True)], dim=2
+        )
+        loss = divergence(logits, taught)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(learning.parameters(), 10.0)
+        optimizer.step()
+        losses.append(loss.item())
+        decay = min(0.998, step / (9 + step))
+        with torch.no_grad():
+            for kept, new in zip(average.state_dict().values(), learning.state_dict().values(), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - decay)
+        if step % 100 == 0 or step == arguments.steps:
+            report(arguments.out, step, sum(losses) / len(losses), {"of": arguments.steps})
+            losses.clear()
+    branches.load_state_dict(average.state_dict())
+    report(arguments.out, arguments.steps, 0.0, average_precision(light, held_back, pictures))
+    save_weights(light, arguments.out)
+    file.unlink()
+
+
+def begin(branch: Any, taught: Any) -> None:
+    """Let a light class branch start with those channels of its teacher's first convolution that count most for the
+    second one."""
+    first, second, last = taught
+    counts = second.conv.weight.abs().sum(dim=(0, 2, 3)) * first.bn.weight.abs()
+    kept = counts.argsort(descending=True)[:LIGHT_WIDTH]
+    branch[0].load_state_dict(
+        {key: value[kept] if value.ndim else value for key, value in first.state_dict().items()}
+    )
+    branch[-1].bias.data.copy_(last.bias.data)
+
+
+def divergence(logits: Tensor, taught: Tensor) -> Tensor:
+    """How far scores are from those taught: the cross-entropy above that of the taught scores themselves, of all cells,
+    in shares of the taught scores' sum. Both (N, 1, cells), logits."""
+    targets = taught.sigmoid()
+    least = F.binary_cross_entropy_with_logits(taught, targets, reduction="sum")
+    return (F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") - least) / targets.sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Give the detector a light class branch.")
+    parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
+    parser.add_argument("--teacher", type=Path, required=True, help=f"a {ARCHITECTURE} of training.detector")
+    parser.add_argument("--out", type=Path, default=Path("runs/detector-light.safetensors"))
+    parser.add_argument("--views", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    arguments = parser.parse_args()
+    if not has_split(arguments.data, "train"):
+        print(f"skipped: needs pictures with people in {arguments.data}")
+        return
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
