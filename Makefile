@@ -112,7 +112,7 @@ train-detector: install-dev ## Train the person detector on DATA.
 	$(RUN) -m training.detector $(DATA) --initial $(INITIAL)/yolov8s.safetensors $(ARGS)
 
 light-detector: install-dev ## Give the trained detector a cheaper class branch, taught by its own on DATA.
-	$(RUN) -m training.light_head $(DATA) --teacher runs/detector.safetensors $(ARGS)
+	$(RUN) -m training.light_head $(DATA) --teacher runs/detector-teacher.safetensors $(ARGS)
 
 quantize-detector: $(VENV)/quantize.stamp ## Make the detector's int8 form with pictures of DATA.
 	$(RUN) -m training.quantize $(DATA) $(ARGS)

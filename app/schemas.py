@@ -88,7 +88,7 @@ class PoseAnswer(BaseModel):
                     "request_id": "0f7c1d2ab84e4f6f9d1e",
                     "models": {
                         "pair": "embedded",
-                        "detector": "yolov8s-512-1b7380f0",
+                        "detector": "yolov8s-light-512-1b3a8eb1",
                         "router": "router-2934ca94",
                         "small": "tinypose-96x128-08db567d",
                         "large": "tinypose-two-scale-288x384-f18e943e",

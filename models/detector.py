@@ -52,7 +52,8 @@ def build_network(architecture: str) -> Any:
     """A YOLO detection model, one of YOLOS, for the one class person.
 
     It is the 80-class network with one row in the last class layers: the layers before keep their width, so that the
-    weights of a COCO detector carry over whole (ultralytics' own one-class network is narrower there).
+    weights of a COCO detector carry over whole (ultralytics' own one-class network can be narrower there). LIGHT has a
+    class branch of its own.
     """
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.torch_utils import initialize_weights

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from models.defaults import DETECTOR_SIZE
 from models.detector import LIGHT
 
@@ -30,10 +32,18 @@ def bundle(folder: Path) -> None:
         weights = folder / f"{name}.safetensors"
         digest = sha256(weights) if weights.exists() else "0" * 64
         manifest[name] = {"file": weights.name, "sha256": digest, **entry}
+        if name == "detector" and weights.exists() and not is_light(weights):
+            manifest[name]["architecture"] = "yolov8s"
     if "int8" in before and before["sha256"] == manifest["detector"]["sha256"]:
         manifest["detector"]["int8"] = before["int8"]
     manifest["calibration"] = "calibration.json"
     write(path, manifest)
+
+
+def is_light(detector: Path) -> bool:
+    """Whether a detector's weights are of `training.light_head`, not of `training.detector`."""
+    with safe_open(detector, "pt") as weights:
+        return any(key.endswith(".cv3.0.1.0.conv.weight") for key in weights.keys())  # noqa: SIM118
 
 
 def name_int8(folder: Path, network: Path) -> None:

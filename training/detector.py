@@ -1,6 +1,7 @@
-"""Makes the bundled person detector: the person row of a COCO YOLO, gently fine-tuned on pictures with people.
+"""Makes the teacher of the bundled person detector: the person row of a COCO YOLO, gently fine-tuned on pictures with
+people. `training.light_head` then makes it cheaper; it will do as a pair's detector as it is, too.
 
-    python -m training.detector DATA --initial yolov8s.safetensors --out models/weights/detector.safetensors
+    python -m training.detector DATA --initial yolov8s.safetensors --out runs/detector-teacher.safetensors
 
 DATA is a folder with `train.json` (COCO format) and its pictures. Pictures whose people are not all annotated are left
 out, crowd areas are greyed out, and a fixed tenth is held back and measured before and after. Only the class branch of
@@ -243,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fine-tune the person detector.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
     parser.add_argument("--initial", type=Path, required=True, help="yolov8s.safetensors, trained on COCO")
-    parser.add_argument("--out", type=Path, default=Path("runs/detector.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("runs/detector-teacher.safetensors"))
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-4)

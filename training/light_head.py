@@ -1,6 +1,6 @@
 """Makes the bundled detector cheaper: a class branch of half the arithmetic, taught by YOLOv8s' own.
 
-    python -m training.light_head DATA --teacher runs/detector.safetensors --out models/weights/detector.safetensors
+    python -m training.light_head DATA --teacher runs/detector-teacher.safetensors --out runs/detector.safetensors
 
 The class branch of a YOLOv8 is a fifth of its arithmetic, which for one class is too much. The rest of the network
 stays as it is, so that boxes do. What it makes of a few thousand views of the training pictures is kept in a file, and
@@ -12,9 +12,10 @@ import argparse
 import copy
 import math
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -60,19 +61,16 @@ def look(teacher: Any, canvases: Sequence[NDArray[np.uint8]], device: torch.devi
 
 
 def remember(
-    teacher: Any, canvases: Iterator[NDArray[np.uint8]], count: int, file: Path, device: torch.device
-) -> list[torch.Size]:
-    """Write what `look` gives of `count` views to `file`, a row of float16 each (1.8 MB); unless it is there already.
-    Returns how `recall` shapes a row."""
-    shapes = [each.shape[1:] for each in look(teacher, [next(canvases)], device)]
-    if not file.exists():
-        unfinished = file.with_suffix(".unfinished")
-        with unfinished.open("wb") as out:
-            for _ in range(count):
-                maps = look(teacher, [next(canvases)], device)
-                torch.cat([each.flatten() for each in maps]).half().cpu().numpy().tofile(out)
-        unfinished.replace(file)
-    return shapes
+    teacher: Any, canvases: Iterator[NDArray[np.uint8]], count: int, file: IO[bytes], device: torch.device
+) -> tuple[NDArray[np.float16], list[torch.Size]]:
+    """What `look` gives of `count` views, a row each in `file` (1.8 MB), and how `recall` shapes a row."""
+    shapes: list[torch.Size] = []
+    for _ in range(count):
+        maps = look(teacher, [next(canvases)], device)
+        shapes = [each.shape[1:] for each in maps]
+        torch.cat([each.flatten() for each in maps]).half().cpu().numpy().tofile(file)
+    file.flush()
+    return np.memmap(file, np.float16, "r", shape=(count, sum(map(math.prod, shapes)))), shapes
 
 
 def recall(rows: NDArray[np.float16], shapes: Sequence[torch.Size], device: torch.device) -> list[Tensor]:
@@ -89,26 +87,39 @@ def train(arguments: argparse.Namespace) -> None:
     images = read_split(arguments.data, "train")
     held_back = [image for image in images if image.complete and is_held_back(image.id)]
 
-    teacher = build_network(ARCHITECTURE)
+    teacher = build_network(ARCHITECTURE).to(device)
     teacher.load_state_dict(load_file(arguments.teacher))
     report(arguments.out, 0, 0.0, {"teacher": average_precision(teacher, held_back, pictures)["ap"]})
-    light = build_network(LIGHT)
+    light = build_network(LIGHT).to(device)
     light.load_state_dict(
         {key: value for key, value in teacher.state_dict().items() if ".cv3." not in key}, strict=False
     )
 
-    seen = copy.deepcopy(teacher).eval().fuse(verbose=False).to(device, memory_format=torch.channels_last)
+    seen = copy.deepcopy(teacher).eval().fuse(verbose=False).to(memory_format=torch.channels_last)
     seen.model[-1].training = True  # only then it gives its maps
-    canvases = views([image for image in images if not is_held_back(image.id)], pictures, rng)
-    file = arguments.out.with_suffix(".views")
-    shapes = remember(seen, canvases, arguments.views, file, device)
-    rows = np.memmap(file, np.float16, "r").reshape(-1, sum(map(math.prod, shapes)))
+    with tempfile.TemporaryFile(dir=arguments.out.parent) as file:
+        canvases = views([image for image in images if not is_held_back(image.id)], pictures, rng)
+        rows, shapes = remember(seen, canvases, arguments.views, file, device)
+        learn(light, teacher, rows, shapes, arguments)
+    save_weights(light, arguments.out)
+    report(arguments.out, arguments.steps, 0.0, average_precision(light, held_back, pictures))
 
+
+def learn(
+    light: Any,
+    teacher: Any,
+    rows: NDArray[np.float16],
+    shapes: Sequence[torch.Size],
+    arguments: argparse.Namespace,
+) -> None:
+    """Teach the class branch of `light`, which ends as the moving average of its weights."""
+    rng = random.Random(arguments.seed)
     branches = light.model[-1].cv3
     for branch, taught in zip(branches, teacher.model[-1].cv3, strict=True):
         begin(branch, taught)
-    average = copy.deepcopy(branches).requires_grad_(False).to(device)
-    learning = copy.deepcopy(branches).to(device, memory_format=torch.channels_last).train()
+    device = next(branches.parameters()).device
+    average = copy.deepcopy(branches).requires_grad_(False)
+    learning = copy.deepcopy(branches).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(learning.parameters(), lr=arguments.rate, weight_decay=1e-4)
     losses: list[float] = []
     for step in range(1, arguments.steps + 1):
@@ -136,9 +147,6 @@ def train(arguments: argparse.Namespace) -> None:
             report(arguments.out, step, sum(losses) / len(losses), {"of": arguments.steps})
             losses.clear()
     branches.load_state_dict(average.state_dict())
-    report(arguments.out, arguments.steps, 0.0, average_precision(light, held_back, pictures))
-    save_weights(light, arguments.out)
-    file.unlink()
 
 
 def begin(branch: Any, taught: Any) -> None:
@@ -165,14 +173,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Give the detector a light class branch.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
     parser.add_argument("--teacher", type=Path, required=True, help=f"a {ARCHITECTURE} of training.detector")
-    parser.add_argument("--out", type=Path, default=Path("runs/detector-light.safetensors"))
-    parser.add_argument("--views", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("runs/detector.safetensors"))
+    parser.add_argument("--views", type=int, default=4000, help="1.8 MB each, in a file beside OUT meanwhile")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     arguments = parser.parse_args()
+    if arguments.views < arguments.batch:
+        parser.error("there are fewer views than a batch takes")
     if not has_split(arguments.data, "train"):
         print(f"skipped: needs pictures with people in {arguments.data}")
         return

@@ -16,6 +16,7 @@ from models.router import DifficultyScorer, Router, RouterConfig
 from models.zoo import (
     EstimatorEntry,
     PairError,
+    load_detector,
     load_estimator,
     load_pair,
     load_router,
@@ -238,11 +239,18 @@ def test_a_file_that_cannot_be_used_is_one_line(spot: Path, given: str, said: st
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("architecture", ["yolov8s", "yolov8s-light"])
-def test_a_yolo_by_name_and_file_becomes_the_detector(tmp_path: Path, architecture: str):
-    path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / f"{architecture}-mine.safetensors"))
+def test_a_yolo_by_name_and_file_becomes_the_detector(tmp_path: Path):
+    path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / "yolov8s-light-mine.safetensors"))
     manifest = read_manifest("embedded", detector=str(path))
-    assert manifest.names()["detector"] == f"{architecture}-640-{sha256(path)[:8]}"
+    assert manifest.names()["detector"] == f"yolov8s-light-640-{sha256(path)[:8]}"
+    load_detector("embedded", manifest.detector, CPU, torch.float32, "eager")
+
+
+def test_a_yolo_by_the_name_of_another_is_refused(tmp_path: Path):
+    path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / "yolov8s-mine.safetensors"))
+    manifest = read_manifest("embedded", detector=str(path))
+    with pytest.raises(PairError, match="does not fit its architecture, yolov8s"):
+        load_detector("embedded", manifest.detector, CPU, torch.float32, "eager")
 
 
 def test_weights_that_are_no_safetensors_are_one_line(tmp_path: Path):

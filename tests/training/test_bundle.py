@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.zoo import read_manifest
+from models.detector import build_network
+from models.zoo import read_manifest, save_weights
 from models.zoo.manifest import EMBEDDED
 from training.bundle import bundle, name_int8
 
@@ -22,10 +23,12 @@ def test_the_bundled_pair_is_what_the_command_writes(folder: Path) -> None:
     assert read_manifest(str(folder)).detector.int8 is not None
 
 
-def test_a_new_detector_has_no_int8_form_until_that_is_made_too(folder: Path) -> None:
-    (folder / "detector.safetensors").write_bytes(b"trained again")
+@pytest.mark.parametrize("architecture", ["yolov8s", "yolov8s-light"])
+def test_a_new_detector_has_no_int8_form_until_that_is_made_too(folder: Path, architecture: str) -> None:
+    save_weights(build_network(architecture), folder / "detector.safetensors")
     bundle(folder)
-    assert read_manifest(str(folder)).detector.int8 is None
+    detector = read_manifest(str(folder)).detector
+    assert (detector.architecture, detector.int8) == (architecture, None)
     (folder / "new.xml").write_bytes(b"layers")
     (folder / "new.bin").write_bytes(b"weights")
     name_int8(folder, folder / "new.xml")

@@ -2,8 +2,10 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from safetensors.torch import load_file
 
 from calibration.data import Pictures, read_split
 from models.defaults import DETECTOR_SIZE
-from models.detector import LIGHT, build_network, load_yolo
+from models.detector import LIGHT, LIGHT_WIDTH, build_network, load_yolo
 from models.zoo import save_weights
 from training.detector import ARCHITECTURE
-from training.light_head import divergence, look, recall, remember, views
+from training.light_head import begin, divergence, look, recall, remember, views
 
 CPU = torch.device("cpu")
 
@@ -41,16 +43,15 @@ def test_views_are_of_the_detectors_size_and_all_pictures_come(labelled_noise: P
     assert set(seen[:5]) == {image.id for image in images}
 
 
-def test_what_is_remembered_of_views_is_what_the_teacher_made(teacher: Path, tmp_path: Path):
+def test_what_is_remembered_of_views_is_what_the_teacher_made(teacher: Path):
     network = load_yolo(load_file(teacher), ARCHITECTURE).network
     network.model[-1].training = True
     rng = np.random.default_rng(0)
     canvases = [rng.integers(0, 256, (64, 96, 3), dtype=np.uint8) for _ in range(3)]
-    file = tmp_path / "views"
-    shapes = remember(network, iter([canvases[0], *canvases]), 3, file, CPU)
-    rows = np.fromfile(file, np.float16).reshape(3, -1)
+    with tempfile.TemporaryFile() as file:
+        rows, shapes = remember(network, iter(canvases), 3, file, CPU)
+        found = recall(rows[1:], shapes, CPU)
     expected = look(network, canvases[1:], CPU)
-    found = recall(rows[1:], shapes, CPU)
     assert [each.shape for each in found] == [each.shape for each in expected]
     assert [each.shape[1:] for each in found] == [(128, 8, 12), (256, 4, 6), (512, 2, 3), (1, 126)]
     for each, whole in zip(found, expected, strict=True):
@@ -64,6 +65,23 @@ def test_scores_as_taught_diverge_by_nothing_and_others_by_more_the_further_they
     assert 0 < divergence(taught - 0.5, taught) < divergence(taught - 1, taught)
 
 
+def test_a_branch_begins_with_channels_of_its_teacher(teacher: Path):
+    weights = load_file(teacher)
+    branch, taught = build_network(LIGHT).model[-1].cv3[1], load_yolo_head(weights).cv3[1]
+    begin(branch, taught)
+    filters = {tuple(each.flatten()[:9].tolist()) for each in taught[0].conv.weight}
+    begun = {tuple(each.flatten()[:9].tolist()) for each in branch[0].conv.weight}
+    assert len(begun) == LIGHT_WIDTH
+    assert begun <= filters
+    assert torch.equal(branch[-1].bias, taught[-1].bias)
+
+
+def load_yolo_head(weights: dict[str, torch.Tensor]) -> Any:
+    network = build_network(ARCHITECTURE)
+    network.load_state_dict(weights)
+    return network.model[-1]
+
+
 def test_the_command_changes_only_the_class_branch(teacher: Path, labelled_noise: Path):
     out = labelled_noise / "runs" / "light.safetensors"
     command = [sys.executable, "-m", "training.light_head", str(labelled_noise), "--teacher", str(teacher)]
@@ -72,8 +90,11 @@ def test_the_command_changes_only_the_class_branch(teacher: Path, labelled_noise
     weights, before = load_file(out), load_file(teacher)
     load_yolo(weights, LIGHT)
     kept = [key for key in before if ".cv3." not in key]
+    assert len(kept) > 300
     assert all(torch.equal(weights[key], before[key]) for key in kept)
-    assert all(".cv3." in key for key in weights.keys() - set(kept))
+    filters = {tuple(each.flatten()[:9].tolist()) for each in before["model.22.cv3.0.0.conv.weight"]}
+    learned = {tuple(each.flatten()[:9].tolist()) for each in weights["model.22.cv3.0.0.conv.weight"]}
+    assert not learned & filters
     lines = [json.loads(line) for line in out.with_suffix(".log").read_text().splitlines()]
     assert [sorted(line.keys() & {"teacher", "of", "ap"}) for line in lines] == [["teacher"], ["of"], ["ap"]]
     assert sorted(path.name for path in out.parent.iterdir()) == ["light.log", "light.safetensors"]
