@@ -35,7 +35,9 @@ from training.detector import ARCHITECTURE, augment, average_precision, report
 def views(
     images: Sequence[LabelledImage], pictures: Pictures, rng: random.Random
 ) -> Iterator[NDArray[np.uint8]]:
-    """Endless pieces of the pictures on canvases of the detector's size, one in seven of four pictures."""
+    """Endless pieces of the pictures, (512, 512, 3) RGB, one in seven of four pictures. Raises ValueError for none."""
+    if not images:
+        raise ValueError("no picture is left to learn from: all are held back")
     nobody = np.zeros((0, 4))
 
     def pieces() -> Iterator[NDArray[np.uint8]]:
@@ -63,7 +65,7 @@ def look(teacher: Any, canvases: Sequence[NDArray[np.uint8]], device: torch.devi
 def remember(
     teacher: Any, canvases: Iterator[NDArray[np.uint8]], count: int, file: IO[bytes], device: torch.device
 ) -> tuple[NDArray[np.float16], list[torch.Size]]:
-    """What `look` gives of `count` views, a row each in `file` (1.8 MB), and how `recall` shapes a row."""
+    """What `look` gives of `count` views, (count, numbers) in `file`, 1.8 MB a row, and how `recall` shapes a row."""
     shapes: list[torch.Size] = []
     for _ in range(count):
         maps = look(teacher, [next(canvases)], device)
@@ -74,8 +76,8 @@ def remember(
 
 
 def recall(rows: NDArray[np.float16], shapes: Sequence[torch.Size], device: torch.device) -> list[Tensor]:
-    """The maps of `look` of some rows."""
-    parts = torch.split(torch.from_numpy(rows).to(device).float(), list(map(math.prod, shapes)), dim=1)
+    """Rows (N, numbers) of `remember` -> the maps of `look`, float32, in writable memory of their own."""
+    parts = torch.split(torch.tensor(rows).to(device).float(), list(map(math.prod, shapes)), dim=1)
     return [part.reshape(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -112,7 +114,8 @@ def learn(
     shapes: Sequence[torch.Size],
     arguments: argparse.Namespace,
 ) -> None:
-    """Teach the class branch of `light`, which ends as the moving average of its weights."""
+    """Teach the class branch of `light`, which ends as the moving average of its weights. rows, shapes: as of
+    `remember`."""
     rng = random.Random(arguments.seed)
     branches = light.model[-1].cv3
     for branch, taught in zip(branches, teacher.model[-1].cv3, strict=True):
