@@ -1,7 +1,5 @@
 """Bytes of a picture -> pixels. The header is judged before anything is decoded."""
 
-import io
-import re
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from app import bombs
 from app.errors import ApiError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow opens MPO as JPEG
@@ -21,13 +20,6 @@ SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 WHITE = (255, 255, 255, 255)
-# Of the others FF 01 has no length and FF 02 to FF BF are passed over: whoever took them for segments could be made to
-# pass over scans.
-JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-SCAN, END = b"\xda", b"\xd9"
-MAX_SCANS, MAX_SEGMENTS = 100, 1000
-"""Of a JPEG. A progressive one has some ten scans; a few bytes are enough for one more pass over the whole picture."""
-
 Pixels = NDArray[np.uint8]
 
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
@@ -52,8 +44,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     empty or damaged one, 413 for too many pixels."""
     if not data:
         raise ApiError(422, "invalid_image", "the picture is empty")
-    if data.startswith(JPEG_START) and not _of_few_scans(data):
-        raise ApiError(422, "invalid_image", "the JPEG has far too many scans or segments")
+    bombs.check(data)
     with _open(data) as image:
         width, height = image.size
         if width < 1 or height < 1:
@@ -92,27 +83,17 @@ def _decode(data: bytes) -> Tensor:
                 image.load()
                 pixels = np.array(_rgb(image))
             return torch.from_numpy(_upright(pixels, _orientation(image)))
+        except ApiError:
+            raise
         except Exception as error:  # damaged files make Pillow's decoders raise almost anything
             raise ApiError(422, "invalid_image", "the picture is cut off or damaged") from error
 
 
-def _of_few_scans(data: bytes) -> bool:
-    at = len(JPEG_START)
-    scans = 0
-    for _ in range(MAX_SEGMENTS):
-        found = JPEG_MARKER.search(data, at)
-        if found is None or found[1] == END:
-            return True
-        scans += found[1] == SCAN
-        if scans > MAX_SCANS:
-            return False
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    return False
-
-
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(bombs.Pieces(data), formats=FORMATS)
+    except ApiError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ApiError(413, "too_large", "the picture has far too many pixels") from error
     except Exception as error:
@@ -139,6 +120,9 @@ def _ordinary_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
 
 
 def _orientation(image: Image.Image) -> int:
+    exif = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
+    if len(exif) > bombs.MAX_EXIF:
+        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # a damaged EXIF block is no reason to refuse the picture
