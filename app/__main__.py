@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import os
 import sys
 import warnings
 
@@ -65,6 +66,9 @@ def main() -> int:
     if service.failure is not None:
         print(f"dynpose cannot start: {service.failure}", file=sys.stderr)
         return 1
+    if service.loading:  # the interpreter would wait for its threads
+        logging.shutdown()
+        os._exit(0 if server.started else 1)
     return 0 if server.started else 1
 
 

@@ -76,19 +76,20 @@ class ConfigStore:
         self._state_file = settings.state_file
         self.warnings: list[str] = []
         self.source: Literal["environment", "state", "patch"] = "environment"
+        name = settings.calibration or own_calibration.name
+        try:
+            calibration = self._read_calibration(name)
+        except ApiError as error:
+            raise ConfigError(f"CALIBRATION: {error.detail}") from error
         self.live = LiveConfig(
             p=settings.p,
-            theta=settings.theta,
+            theta=calibration.theta if settings.theta is None else settings.theta,
             mode=settings.mode,
             policy=settings.policy,
             min_score=settings.min_score,
             flip_test=settings.flip_test,
-            calibration=settings.calibration or own_calibration.name,
+            calibration=name,
         )
-        try:
-            calibration = self._read_calibration(self.live.calibration)
-        except ApiError as error:
-            raise ConfigError(f"CALIBRATION: {error.detail}") from error
         version = 1
         if self._state_file is not None:
             calibration, version = self._restore(self._state_file, calibration)
@@ -155,6 +156,13 @@ class ConfigStore:
 
     def _calibration_warnings(self) -> list[str]:
         warnings = []
+        own = self._own_calibration
+        namesake = (self._calibration_dir or own.parent) / own.name
+        if self.live.calibration == own.name and namesake != own and namesake.exists():
+            warnings.append(
+                f"{own.name} names the pair's own calibration; the file of that name in CALIBRATION_DIR is not used: "
+                "give it another name"
+            )
         if self._made_with.min_score != self.live.min_score:
             warnings.append(
                 f"the calibration was made with min_score {self._made_with.min_score}, the service runs with "

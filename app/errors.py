@@ -133,7 +133,7 @@ def explain(errors: Any) -> str:
     )
 
 
-Observe = Callable[[str, int, float], None]
+Observe = Callable[[Scope, int, float], None]
 
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -141,7 +141,7 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 class RequestId:
     """Gives each request its id (the client's X-Request-ID when that is sane), sends it back, answers unexpected
-    exceptions, and reports (path, status, seconds) of each finished request to `observe`, and more to the log: routes
+    exceptions, and reports (scope, status, seconds) of each finished request to `observe`, and more to the log: routes
     put what they know into `request.state.facts`."""
 
     def __init__(self, app: ASGIApp, observe: Observe) -> None:
@@ -183,7 +183,7 @@ class RequestId:
             raise
         finally:
             seconds = time.monotonic() - started
-            self.observe(scope["path"], status or 500, seconds)
+            self.observe(scope, status or 500, seconds)
             if trace_id := tracing.trace_id():
                 facts["trace_id"] = trace_id
             logs.request(scope, status or 500, seconds, facts)

@@ -89,15 +89,13 @@ async def read(request: Request, settings: Settings, take: Take = lambda _: None
     given, options = parse_options_header(request.headers.get("content-type"))
     media_type = given.decode("latin-1").strip().lower()
     if media_type.startswith("image/"):
-        body = await read_body(
-            request, min(settings.max_body_bytes, settings.max_image_bytes), settings, take
-        )
+        body = await read_body(request, min(settings.body_limit, settings.max_image_bytes), settings, take)
         return [Upload(body)]
     if media_type == "multipart/form-data":
-        body = await read_body(request, settings.max_body_bytes, settings, take)
+        body = await read_body(request, settings.body_limit, settings, take)
         uploads = await asyncio.to_thread(_from_multipart, body, options.get(b"boundary", b""), settings)
     elif media_type == "application/json":
-        body = await read_body(request, settings.max_body_bytes, settings, take)
+        body = await read_body(request, settings.body_limit, settings, take)
         uploads = await asyncio.to_thread(_from_json, body, settings)
     else:
         raise ApiError(415, "unsupported_media_type", TAKEN, CLOSE)

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from starlette.types import Scope
 
 from app import __version__, errors, tracing
 from app.routes import routers
@@ -41,8 +42,8 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     errors.install(app)
 
-    def observe(path: str, status: int, seconds: float) -> None:
-        if path == "/pose":
+    def observe(scope: Scope, status: int, seconds: float) -> None:
+        if (scope["method"], scope["path"]) == ("POST", "/pose"):
             service.metrics.request(status, seconds)
 
     app.add_middleware(errors.RequestId, observe=observe)

@@ -129,7 +129,10 @@ class Metrics:
 
     def render(self, accept: str | None) -> tuple[bytes, str]:
         """(body, content type): OpenMetrics when `accept` asks for it, else Prometheus text."""
-        encode, content_type = choose_encoder(accept or "")
+        try:
+            encode, content_type = choose_encoder(accept or "")
+        except (TypeError, ValueError):  # it asks for a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
 

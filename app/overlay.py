@@ -18,6 +18,8 @@ MIN_SIDE = 640
 """Pictures whose longest side is smaller are enlarged, so that labels can be read."""
 SUPERSAMPLED_PIXELS = 2_000_000
 """Up to this size lines are drawn at twice the size and scaled down, which smooths them."""
+JPEG_MAX_SIDE = 65_500
+"""What the encoder takes."""
 
 
 def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
@@ -50,8 +52,8 @@ def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
 
 
 def encode(image: Image.Image, accept: str) -> tuple[bytes, str]:
-    """(file, media type): JPEG when `accept` asks for it and not for PNG, else PNG."""
-    jpeg = "image/jpeg" in accept and "image/png" not in accept
+    """(file, media type): JPEG when `accept` asks for it and not for PNG, else PNG, which has no longest side."""
+    jpeg = "image/jpeg" in accept and "image/png" not in accept and max(image.size) <= JPEG_MAX_SIDE
     buffer = io.BytesIO()
     if jpeg:
         image.save(buffer, "JPEG", quality=90)

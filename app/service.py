@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -136,7 +137,7 @@ class Service:
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""
         at_once = side_by_side(self.device)
-        pair = await asyncio.to_thread(
+        pair = await in_daemon_thread(
             load_pair,
             self.manifest,
             self.device,
@@ -149,7 +150,7 @@ class Service:
         if self.status == "loading":
             self.status = "warming"
         stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000, at_once)
-        await asyncio.to_thread(warm, pair, stages)
+        await in_daemon_thread(warm, pair, stages)
         return stages
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -179,6 +180,11 @@ class Service:
         self.workers.shutdown(wait=False, cancel_futures=True)
 
     @property
+    def loading(self) -> bool:
+        """Whether a thread converts, compiles or warms networks."""
+        return self.pipeline is None and self.failure is None
+
+    @property
     def detector_precision(self) -> str:
         """Of a detector that runs in our runtimes: int8 where the CPU has use for it and the pair brings it."""
         return "int8" if self.int8 and self.manifest.detector.int8 else str(self.dtype).removeprefix("torch.")
@@ -200,6 +206,22 @@ class Service:
         code = "draining" if self.status == "draining" else "not_ready"
         self.metrics.rejected(code)
         raise ApiError(503, code, f"the service is not ready: {reason}", {"Retry-After": "1"})
+
+
+async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, but nobody waits for it at the end: what converts and compiles networks takes up to a
+    minute and cannot be stopped."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:  # whatever it is, whoever waits is told
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="loader").start()
+    return await asyncio.wrap_future(future)
 
 
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_once: int) -> list[Stage]:

@@ -51,7 +51,10 @@ class Settings(BaseSettings):
     router: str | None = Field(None, description="FILE or NAME=FILE: another router than the pair's")
 
     p: Fraction = Field(defaults.P, description="share of people for the large net, fraction 0 to 1")
-    theta: Fraction = Field(defaults.THETA, description="eq. 7: where in the range of scores k1 lies, 0 to 1")
+    theta: Fraction | None = Field(
+        None,
+        description="eq. 7: where in the range of scores k1 lies, 0 to 1; unset: as in the calibration file",
+    )
     mode: Mode = Field(
         defaults.MODE, description="tracking: hold the share as pictures change; fixed: do not"
     )
@@ -103,6 +106,11 @@ class Settings(BaseSettings):
         "auto", description="json: one object a line; text; auto: text at a terminal, else json"
     )
     web_concurrency: Positive = Field(1, description="must be 1: one process owns the device")
+
+    @property
+    def body_limit(self) -> int:
+        """Bytes that a request may have: for more than may be pending there would never be room."""
+        return min(self.max_body_bytes, self.max_pending_bytes)
 
     @model_validator(mode="after")
     def _one_process(self) -> "Settings":

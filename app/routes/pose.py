@@ -94,9 +94,11 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     with ExitStack() as room:
         room.callback(conclude, request, work.ticket, started)
         with ExitStack() as glance:  # is there room for all of it? What it takes is what arrives
-            hold(glance, service, 0, body_bytes(request, service.settings.max_body_bytes))
+            hold(glance, service, 0, body_bytes(request, service.settings.body_limit))
         with timed(work.ticket, "read"):
-            uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
+            # A deadline that nobody asked for leaves it to the body's own time limit (408).
+            async with asyncio.timeout(deadline_s if query.deadline_ms else None):
+                uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
         request.state.facts["pictures"] = len(uploads)
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")

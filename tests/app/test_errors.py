@@ -44,7 +44,7 @@ def seen() -> Seen:
 def client(seen: Seen) -> Client:
     app = FastAPI()
     install(app)
-    app.add_middleware(RequestId, observe=lambda *what: seen.append(what))
+    app.add_middleware(RequestId, observe=lambda scope, *what: seen.append((scope["path"], *what)))
     raised: dict[str, Exception] = {
         "api": ApiError(415, "unsupported_media_type", "no", {"Connection": "close"}),
         "deadline": DeadlineExceeded(),

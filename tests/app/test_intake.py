@@ -261,6 +261,7 @@ FIVE_BOXES = [[1, 1, 2, 2]] * 5
     [
         (form(*[part(b"x")] * 4), MULTIPART),
         (form(*[part(b"x")] * 300), MULTIPART),
+        (form(part(b"\r\n--XX-" * 300)), MULTIPART),
         (form(part(PNG), part(json.dumps([FIVE_BOXES]).encode(), "boxes", None)), MULTIPART),
         (form(part(PNG), part(b"[" + b"[]," * 5_000 + b"[]]", "boxes", None)), MULTIPART),
         (json.dumps({"images": [{"data": ""}] * 4}).encode(), "application/json"),

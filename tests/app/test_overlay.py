@@ -127,3 +127,10 @@ def test_the_format_follows_accept(accept: str, media_type: str) -> None:
     assert kind == media_type
     with Image.open(io.BytesIO(data)) as image:
         assert (image.get_format_mimetype(), image.size) == (media_type, (20, 10))
+
+
+@pytest.mark.parametrize(("side", "kind"), [(65_500, "image/jpeg"), (65_501, "image/png")])
+def test_what_is_too_long_for_a_jpeg_comes_as_png(side: int, kind: str) -> None:
+    data, found = encode(Image.new("RGB", (side, 1)), "image/jpeg")
+    assert found == kind
+    assert Image.open(io.BytesIO(data)).size == (side, 1)

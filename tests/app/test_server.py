@@ -78,6 +78,16 @@ def test_a_delay_keeps_the_port_open_and_says_draining(start: Start):
     assert server.process.wait(30) == 0
 
 
+def test_a_signal_while_networks_are_loaded_waits_for_none_of_them(start: Start, tmp_path: Path):
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
+    (folder / "detector.safetensors").unlink()
+    os.mkfifo(folder / "detector.safetensors")  # whoever reads it waits for ever
+    server = start(PAIR=str(folder))
+    assert until(lambda: server.get("/healthz")[0] == 200)
+    assert server.get("/readyz")[0] == 503
+    assert server.stop() == 0
+
+
 def test_it_serves_without_network_and_home_and_leaves_only_converted_networks_behind(
     start: Start, tmp_path: Path
 ):

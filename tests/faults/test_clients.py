@@ -211,3 +211,11 @@ def allow(files: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < files:
         pytest.skip(f"needs {files} open files, {hard} are allowed")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+
+
+def test_a_deadline_that_a_client_asks_for_counts_while_its_body_arrives(live: Live):
+    server = live()
+    with connect(server.port) as client:
+        client.sendall(head(len(PEOPLE), path="/pose?deadline_ms=200") + PEOPLE[:100])
+        assert answer(client)[0] == 504
+    assert until(lambda: idle(server))

@@ -188,6 +188,20 @@ def test_another_calibration_file_brings_its_scores_and_theta(serve, tmp_path: P
     assert patch(client, {"calibration": "calibration.json"}).json()["warnings"] == []
 
 
+def test_a_start_with_a_calibration_file_takes_its_theta_unless_it_is_told_another(serve, tmp_path: Path):
+    (tmp_path / "night.json").write_text(json.dumps(calibration(0.5, 0.7) | {"theta": 0.2}))
+    asked = {"calibration_dir": tmp_path, "calibration": "night.json"}
+    assert serve(**asked).get("/config").json()["theta"] == 0.2
+    assert serve(**asked, theta=0.3).get("/config").json()["theta"] == 0.3
+
+
+def test_a_file_with_the_name_of_the_pairs_own_calibration_is_told_of(serve, tmp_path: Path):
+    (tmp_path / "calibration.json").write_text(json.dumps(calibration(0.5, 0.7)))
+    client = serve(calibration_dir=tmp_path)
+    (warning,) = patch(client, {"calibration": "calibration.json"}).json()["warnings"]
+    assert "give it another name" in warning
+
+
 def test_changes_survive_a_restart_with_a_state_file(serve, tmp_path: Path):
     state = tmp_path / "state.json"
     patch(serve(state_file=state), {"p": 0.125, "policy": "top"})

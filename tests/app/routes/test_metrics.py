@@ -104,3 +104,19 @@ def test_stages_and_queues_are_timed(client):
 def test_refused_requests_are_counted_by_status(client):
     client.post("/pose", content=b"x", headers={"Content-Type": "image/png"})
     assert samples(client)["dynpose_requests_total", "415"] == 1
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain; version=abc", "application/openmetrics-text; version=1.x.0", "\xff;;=,", "*/*"]
+)
+def test_what_accept_asks_for_in_vain_comes_as_text(client, accept):
+    answer = client.get("/metrics", headers={"Accept": accept.encode("latin-1")})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def test_only_post_counts_as_a_request_for_poses(client):
+    assert client.get("/pose").status_code == 405
+    post(client, [0.47])
+    counted = {name: value for name, value in samples(client).items() if name[0] == "dynpose_requests_total"}
+    assert {name: value for name, value in counted.items() if value} == {("dynpose_requests_total", "200"): 1}

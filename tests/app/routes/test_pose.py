@@ -345,6 +345,12 @@ def test_pictures_that_never_fit_are_413(serve):
     error(post(client), 413, "too_large")
 
 
+def test_a_body_of_unknown_length_has_room_where_less_may_wait_than_a_body_may_have(serve):
+    client = serve(max_pending_bytes=1_000_000)
+    assert post(client, iter([PEOPLE])).status_code == 200
+    error(post(client, iter([bytes(1_000_001)])), 413, "too_large")
+
+
 @pytest.mark.parametrize("stage", ["detect", "score", "small", "large"])
 def test_a_stage_that_fails_once_is_not_noticed_and_twice_is_500(client, stage):
     failures = []
