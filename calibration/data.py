@@ -98,17 +98,17 @@ def splits(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def annotations_sha256(folder: Path, split: str) -> str:
+    """Of a split's annotation file. Raises FileNotFoundError where the folder has no such split."""
+    return hashlib.sha256(_place(folder, split)[0].read_bytes()).hexdigest()
+
+
 def read_split(folder: Path, split: str) -> list[LabelledImage]:
     """The images of a split with their people, in the order of the file.
 
     Raises FileNotFoundError where the folder has no such split.
     """
-    place = find_split(folder, split)
-    if place is None:
-        raise FileNotFoundError(
-            f"{folder} has none of {', '.join(n.format(split=split) for n, _ in LAYOUTS)}"
-        )
-    file, prefix = place
+    file, prefix = _place(folder, split)
     content = json.loads(file.read_text())
     people: dict[int, list[LabelledPerson]] = {}
     for annotation in content.get("annotations", ()):
@@ -130,6 +130,15 @@ def read_split(folder: Path, split: str) -> list[LabelledImage]:
         )
         for image in content["images"]
     ]
+
+
+def _place(folder: Path, split: str) -> tuple[Path, str]:
+    place = find_split(folder, split)
+    if place is None:
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join(n.format(split=split) for n, _ in LAYOUTS)}"
+        )
+    return place
 
 
 def _person(annotation: dict) -> LabelledPerson:  # type: ignore[type-arg]

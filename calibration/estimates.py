@@ -103,7 +103,9 @@ def estimate(
         scores = torch.tensor([person.score for person in part], dtype=torch.float32)
         for name in NETS:
             if start == 0:
-                ask(pair, name, tensors, boxes, scores, flip_test)
+                # A smaller last batch may run in a network of its own.
+                for size in {len(part), len(found) % batch or len(part)}:
+                    ask(pair, name, tensors[:size], boxes[:size], scores[:size], flip_test)
             began = time.perf_counter()
             answer = ask(pair, name, tensors, boxes, scores, flip_test)
             seconds[name] += time.perf_counter() - began

@@ -45,6 +45,7 @@ from calibration.inputs import (
 )
 from calibration.measured import Row, coco_results, gain_table, measured_rows, quality, routings, table
 from calibration.memory import measure
+from calibration.options import fraction
 from calibration.sheet import contact_sheet, difficulty_strip
 from models.defaults import MIN_SCORE, THETA
 from models.runtime import Runtime, resolve_device, resolve_dtype, resolve_int8
@@ -268,10 +269,10 @@ def parse() -> argparse.Namespace:
         default=[PAPER_MIN_SCORE, MIN_SCORE],
         help="least scores of boxes that are not labelled",
     )
-    parser.add_argument("--p", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    parser.add_argument("--p", type=fraction, nargs="+", default=[0.25, 0.5, 0.75])
     parser.add_argument("--policy", choices=("band", "top"), nargs="+", default=["band", "top"])
     parser.add_argument("--calibration", type=Path, help="stored scores of the router (the pair's own)")
-    parser.add_argument("--theta", type=float, default=THETA)
+    parser.add_argument("--theta", type=fraction, default=THETA)
     parser.add_argument("--flip-test", action="store_true", help="average with the mirrored crop")
     parser.add_argument("--no-rules", dest="rules", action="store_false", help="leave the comparison out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")

@@ -12,7 +12,7 @@ from calibration.boxes import Array
 from calibration.data import LabelledImage
 from calibration.estimates import Estimates, Mask, Matcher, oks_gain
 from calibration.gain import Gain
-from calibration.thresholds import thresholds, top_threshold
+from calibration.thresholds import floor_share, thresholds, top_threshold
 
 JUNK = 0.1
 """The trivial rule: boxes scored lower are not answered at all, the others by the large net."""
@@ -42,13 +42,16 @@ class Row:
 
 
 def limits(scores: Sequence[float], p: float, theta: float, policy: str) -> tuple[float, float]:
-    """k1 and k2 from the calibration scores: `band` is eq. 7 and 8, `top` sends the share p of the highest
-    scores.
+    """k1 and k2 from the calibration scores: `band` is eq. 7 and 8, with k1 lowered where too few lie above it; `top`
+    sends the share p of the highest. p = 0 sends nobody and p = 1 everybody.
     """
-    if policy == "band":
-        band = thresholds(scores, p, theta)
-        return band.k1, band.k2
-    return top_threshold(scores, p), math.inf
+    if p == 0:
+        return math.inf, math.inf
+    band = thresholds(scores, p, theta)
+    easy = sum(score <= band.k1 for score in scores)
+    if policy == "top" or easy + floor_share(len(scores), p) > len(scores):
+        return top_threshold(scores, p), math.inf
+    return band.k1, band.k2
 
 
 def routings(

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from calibration import curve
-from calibration.data import LabelledImage, Pictures, find_split, is_held_back, read_split
+from calibration.data import LabelledImage, Pictures, annotations_sha256, is_held_back, read_split
 from calibration.learning import BATCHED, PAPER, Recipe, train
 from calibration.okd import JOINT_WEIGHTS, RECOMMENDED, RELEASED, Reading
 from calibration.samples import Boxes, Samples, SamplesError, collect, folder_name
@@ -51,12 +51,6 @@ def with_people(data: Path, split: str) -> list[LabelledImage]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SamplesError(f"{data}: the annotations of split {split!r} are not in COCO's format") from error
     return [image for image in images if any(person.has_pose for person in image.people)]
-
-
-def annotations(data: Path, split: str) -> tuple[str, str] | None:
-    """Name and sha256 of a split's annotation file."""
-    place = find_split(data, split)
-    return place and (split, hashlib.sha256(place[0].read_bytes()).hexdigest())
 
 
 def check_joints(manifest: Manifest) -> None:
@@ -87,7 +81,11 @@ def ask(
     question: dict[str, object] = {
         "nets": [entry.model_dump(mode="json") for entry in (manifest.small, manifest.large)],
         "data": str(options.data.resolve()),
-        "splits": [annotations(options.data, split) for split in (options.split, options.validate) if split],
+        "splits": [
+            (split, annotations_sha256(options.data, split))
+            for split in (options.split, options.validate)
+            if split
+        ],
         "limit": options.limit,
         "boxes": boxes,
         "arithmetic": [str(dtype), resolve_runtime(device, "auto")],

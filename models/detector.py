@@ -83,13 +83,15 @@ def light_class_branch(channels: int) -> nn.Sequential:
 
 
 def person_rows(weights: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """The weights of a detector of many classes, person first as in COCO, cut down to fit `build_network`'s."""
+    """The weights of a detector of COCO's 80 classes, person first, cut down to fit `build_network`'s. Raises
+    RuntimeError for other classes than those or one: the first of them may be anything."""
     last = f"model.{len(network.model) - 1}.cv3."
-    wanted = network.state_dict()
-    return {
-        key: value[:1] if key.startswith(last) and key in wanted and wanted[key].shape[:1] == (1,) else value
-        for key, value in weights.items()
+    by_class = {
+        key for key, value in network.state_dict().items() if key.startswith(last) and value.shape[:1] == (1,)
     }
+    if any(weights[key].shape[:1] not in ((1,), (80,)) for key in by_class & weights.keys()):
+        raise RuntimeError("the detector is of other classes than person or COCO's 80")
+    return {key: value[:1] if key in by_class else value for key, value in weights.items()}
 
 
 def read_ultralytics(path: Path) -> dict[str, Tensor]:

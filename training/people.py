@@ -51,10 +51,13 @@ def load_people(data: Path, more: Path | None, teacher: Path | None) -> tuple[li
             if not people:
                 continue
             picture = pictures(image)
-            hold = split == "train" and is_held_back(image.id)
+            own = split == "train"
+            hold = own and is_held_back(image.id)
             source = "more" if split == "more" else "lspet" if image.source == "lspet" else "ground_truth"
             for person in people:
-                sample = _sample(person, picture, source, None if hold else answers.get(person.id))
+                # An id of `more` is somebody else's among the teacher's.
+                answer = answers.get(person.id) if own and not hold else None
+                sample = _sample(person, picture, source, answer)
                 (held_back if hold else training).append(sample)
     return training, held_back
 

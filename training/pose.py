@@ -244,8 +244,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     teacher = options.out / "teacher.npz"
-    if not teacher.exists():
-        save_answers(load_onnx(options.initial / TEACHER), options.data, teacher)
+    save_answers(options.initial / TEACHER, options.data, teacher)
     samples, held_back = load_people(options.data, options.more, teacher)
     for role in options.role:
         recipe = RECIPES[role]

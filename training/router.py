@@ -4,7 +4,8 @@
 
 FOLDER is a pair whose detector, small and large net are trained. Both nets are asked once about every training person
 in three boxes, the labelled one, a sloppy one and the detector's own, and about the detector's wrong boxes; what the
-router sees of them and both nets' OKS are kept in OUT.samples.npz until a network changes. A person's target is
+router sees of them and both nets' OKS are kept in OUT.samples.npz until a network or the labels change. A person's
+target is
 
     0.3 + (share of the OKS thresholds 0.50, 0.55, ... 0.95 passed by the large net) - (the same by the small net)
 
@@ -27,7 +28,14 @@ from torch import nn
 from torch.nn import functional
 
 from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
-from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
+from calibration.data import (
+    LabelledImage,
+    Pictures,
+    annotations_sha256,
+    has_split,
+    is_held_back,
+    read_split,
+)
 from calibration.estimates import similarity
 from calibration.rules import highest
 from calibration.samples import sloppy
@@ -233,7 +241,8 @@ def ask(options: argparse.Namespace) -> tuple[Samples, PoseRouter]:
     weights = {key: value.float() for key, value in read_weights(options.pair, manifest.small).items()}
     router.pose.network.load_state_dict(weights, strict=True)
     entries = (manifest.detector, manifest.small, manifest.large)
-    question = f"{[entry.sha256 for entry in entries]} seed {options.seed} limit {options.limit} {dtype}"
+    asked = [annotations_sha256(options.data, "train"), *(entry.sha256 for entry in entries)]
+    question = f"{asked} seed {options.seed} limit {options.limit} {dtype}"
     kept = options.out.with_suffix(".samples.npz")
     if kept.exists():
         with np.load(kept) as columns:

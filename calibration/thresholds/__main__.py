@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calibration.options import fraction
 from calibration.thresholds import Calibration, MadeWith, write_calibration
 from calibration.thresholds.report import as_text, report
 from calibration.thresholds.sources import Picture, SourceError, opened, pictures_of
@@ -69,13 +70,6 @@ def score_people(
         if samples and len(scores) >= samples:
             break
     return scores, looked_at
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def count(text: str) -> int:

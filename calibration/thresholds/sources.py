@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from calibration.data import Pictures, has_split, is_held_back, read_split
+from calibration.data import Pictures, decode, has_split, is_held_back, read_split
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 TRAIN = "train"
@@ -34,7 +35,7 @@ class Picture:
 def pictures_of(
     sources: Sequence[Path], split: str | None, every: int | None, samples: int, remark: Callable[[str], None]
 ) -> list[Picture]:
-    """Everything that can be looked at in the sources, unopened.
+    """Everything that can be looked at in the sources, unopened but for a video that does not say how long it is.
 
     split: of a folder in COCO's format; None: its `train` split where it has one, else every picture below the folder.
     Of a split that networks are trained on (`train...`) only the held-back tenth counts, since a router
@@ -101,16 +102,19 @@ def _video(path: Path, every: int | None, samples: int, remark: Callable[[str], 
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise SourceError(f"{path} is neither a picture nor a video that OpenCV reads")
-    # Some containers do not say how many frames they have.
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or sum(1 for _ in iter(video.grab, False))
+    # Containers that do not say how long they are, a browser's recordings among them, give zero or far less.
+    stated = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    count = stated if stated > 0 else sum(1 for _ in iter(video.grab, False))
     if count < 1:
         raise SourceError(f"{path} has no frames")
     step = every or max(1, min(EVERY, count // samples if samples else EVERY))
     remark(f"{path}: {len(range(0, count, step))} of {count} frames, one in {step}")
-    return [
-        Picture(f"{path}, frame {index}", lambda index=index: _frame(video, index))  # type: ignore[misc]
-        for index in range(0, count, step)
-    ]
+    loads: list[Callable[[], Tensor]]
+    if stated > 0:
+        loads = [partial(_frame, video, index) for index in range(0, count, step)]
+    else:
+        loads = [partial(decode, jpeg) for jpeg in _read_through(path, step)]
+    return [Picture(f"{path}, frame {number * step}", load) for number, load in enumerate(loads)]
 
 
 def _frame(video: cv2.VideoCapture, index: int) -> Tensor:
@@ -119,6 +123,15 @@ def _frame(video: cv2.VideoCapture, index: int) -> Tensor:
     if not read:
         raise ValueError("OpenCV cannot read it")
     return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+
+
+def _read_through(path: Path, step: int) -> Iterator[bytes]:
+    """Each step-th frame of a video in which OpenCV cannot go to a frame, since it does not know the last. As JPEG: the
+    frames of an hour would not fit into memory otherwise."""
+    video = cv2.VideoCapture(str(path))
+    for index, _ in enumerate(iter(video.grab, False)):
+        if index % step == 0:
+            yield cv2.imencode(".jpg", video.retrieve()[1])[1].tobytes()
 
 
 def opened(

@@ -3,8 +3,6 @@
 Whoever wrote the file, every tensor of it must find its place and every tensor of the network must be in it.
 """
 
-import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -100,10 +98,9 @@ FROM_HUGGING_FACE: Rules = (
 def load_checkpoint(network: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
     """Fill `network`, from `build_network` or a Router, with a file's weights or with a state dict.
 
-    A file of `torch.save` is opened once, without running anything that is pickled in it, and kept as safetensors
-    beside it, which later loads of the very same file read. A network on the meta device takes the tensors over
-    without a copy, which saves a large one its initialisation. Raises CheckpointError, before anything of the network
-    was changed.
+    Nothing that is pickled in a file of `torch.save` runs. A network on the meta device takes the tensors over without
+    a copy, which saves a large one its initialisation. Raises CheckpointError, before anything of the network was
+    changed.
     """
     tensors = read_checkpoint(source) if isinstance(source, Path) else source
     weights = _renamed(network, tensors)
@@ -114,40 +111,16 @@ def load_checkpoint(network: nn.Module, source: Path | Mapping[str, Tensor]) -> 
     network.load_state_dict(weights, strict=True, assign=on_meta)
 
 
-def read_checkpoint(path: Path, digest: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file under the names they have there. digest: sha256 of the file, where it is known. Raises
-    CheckpointError."""
-    kept = path.with_suffix(".safetensors")
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file under the names they have there. Raises CheckpointError."""
+    if path.suffix != ".safetensors":
+        return read_pickle(path)
     try:
-        if path == kept:
-            return load_file(path)
-        digest = digest or _sha256(path)
-        if _source(kept) == digest:
-            return load_file(kept)
+        return load_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{kept.name} is damaged: {error}") from error
-    weights = read_pickle(path)
-    if not kept.exists() or _source(kept):  # what nobody made of a checkpoint is somebody's own
-        with contextlib.suppress(OSError):  # where nothing can be written, the next load unpickles again
-            keep_weights(weights, path, kept, digest)
-    return weights
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _source(kept: Path) -> str | None:
-    """The sha256 of the file that `keep_weights` made `kept` of; None where it made no such file."""
-    try:
-        with safe_open(kept, "pt") as file:
-            source: str | None = (file.metadata() or {}).get("sha256")
-            return source
-    except (OSError, SafetensorError):
-        return None
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -166,14 +139,13 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return {key: value.contiguous().clone() for key, value in state.items()}
 
 
-def keep_weights(weights: dict[str, Tensor], path: Path, kept: Path, digest: str) -> None:
-    """Write the weights of `path`, whose sha256 is `digest`, as safetensors that say so, whole or not at all. Raises
-    OSError."""
+def keep_weights(weights: dict[str, Tensor], path: Path, kept: Path) -> None:
+    """Write the weights of `path` as safetensors, with its permissions, whole or not at all. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f".{kept.name}.", suffix=".new", dir=kept.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        save_file(weights, temporary, {"sha256": digest})
+        save_file(weights, temporary)
         shutil.copymode(path, temporary)
         temporary.replace(kept)
     except SafetensorError as error:

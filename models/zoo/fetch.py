@@ -134,7 +134,7 @@ def fetch_network(network: str, *, keep: bool = False) -> Path:
         if published.sidecar:
             _unzip_onnx(original, kept)
         else:
-            keep_weights(read_pickle(original), original, kept, digest)
+            keep_weights(read_pickle(original), original, kept)
     except (CheckpointError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise FetchError(
             f"{published.file} cannot be used, {_discard(original, brought)}: {error}"

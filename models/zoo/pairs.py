@@ -70,7 +70,7 @@ def read_weights(pair: str, entry: FileEntry) -> dict[str, Tensor]:
         if path.suffix == ".pt" and entry.architecture in YOLOS:
             return read_ultralytics(path)
         if path.suffix in (".pt", ".pth", ".bin", ".tar"):
-            return checkpoints.read_checkpoint(path, entry.sha256)
+            return checkpoints.read_checkpoint(path)
         return load(path.read_bytes())
     except (ValueError, SafetensorError, CheckpointError) as error:
         raise PairError(f"{path}: {error}") from error

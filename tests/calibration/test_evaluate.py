@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.policy import Policy, split_for
 from calibration.boxes import FoundPerson
 from calibration.data import LabelledImage, LabelledPerson, read_split
 
@@ -35,6 +36,26 @@ def test_the_top_policy_sends_the_highest_scores(p: float, share: float) -> None
     scores = [0.4, 0.1, 0.3, 0.2]
     k1, k2 = limits(scores, p, 0.1, "top")
     assert np.mean([k1 < s < k2 for s in scores]) == share
+
+
+@pytest.mark.parametrize("p", [0, 0.3, 0.5, 0.7, 1])
+@pytest.mark.parametrize("policy", ["band", "top"])
+def test_stored_scores_route_as_the_service_does(policy: Policy, p: float) -> None:
+    """Also where six of ten lie above k1, and people that come are easier or harder than all of these."""
+    scores = [0.1, 0.11, 0.12, 0.13, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9]
+    people = np.array([*scores, 0.05, 0.95])
+    k1, k2 = limits(scores, p, 0.1, policy)
+    served = split_for(np.array(scores), p, 0.1, policy)
+    assert ((people > k1) & (people < k2)).tolist() == ((people > served.k1) & (people < served.k2)).tolist()
+    if p in (0, 1):
+        assert ((people > k1) & (people < k2)).mean() == p
+
+
+@pytest.mark.parametrize("option", ["--p", "--theta"])
+def test_shares_are_from_0_to_1(command: Command, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit):
+        command(option, "50")
+    assert f"{option}: 50 is not between 0 and 1" in capsys.readouterr().err
 
 
 @pytest.fixture

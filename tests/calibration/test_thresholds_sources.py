@@ -84,6 +84,26 @@ def test_frames_of_a_video_are_taken_at_equal_distances(tmp_path: Path):
     assert greys == pytest.approx([200, 100, 0], abs=3)
 
 
+def of_no_stated_length(path: Path) -> Path:
+    """A film as a browser records one: the duration in the Matroska file (44 89, of eight bytes) becomes void (EC)."""
+    content = film(path, 12).read_bytes()
+    assert content.count(b"\x44\x89\x88") == 1
+    path.write_bytes(content.replace(b"\x44\x89\x88", b"\xec\x89\x00"))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 0
+    return path
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_read_through(tmp_path: Path):
+    video = of_no_stated_length(tmp_path / "a.mkv")
+    said: list[str] = []
+    found = pictures_of([video], None, 5, 200, said.append)
+    assert said == [f"{video}: 3 of 12 frames, one in 5"]
+    assert [picture.name.rpartition(", ")[2] for picture in found] == ["frame 0", "frame 5", "frame 10"]
+    greys = [float(picture.load().float().mean()) for picture in reversed(found)]
+    assert greys == pytest.approx([200, 100, 0], abs=3)
+    assert len(names(video, samples=4)) == 4
+
+
 def test_as_many_frames_are_taken_as_there_should_be_people(tmp_path: Path):
     video = film(tmp_path / "a.avi", 12)
     assert len(names(video, samples=200)) == 12

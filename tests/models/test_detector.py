@@ -160,6 +160,13 @@ def test_weights_of_another_yolo_are_refused(coco_model: DetectionModel):
         load_yolo(coco_model.state_dict(), "yolov8s")
 
 
+def test_a_yolo_of_other_classes_is_refused():
+    """Its first class may be anything."""
+    weights = DetectionModel("yolov8s.yaml", nc=3, verbose=False).state_dict()
+    with pytest.raises(RuntimeError, match="other classes"):
+        load_yolo(weights, "yolov8s")
+
+
 @pytest.mark.parametrize("architecture", ["yolo11n", "yolo12n"])
 def test_later_yolos_are_read_as_the_first(architecture: str):
     torch.manual_seed(0)

@@ -204,11 +204,12 @@ def test_weights_for_other_keypoints_are_refused(spot: Path):
 
 
 def test_the_file_that_is_loaded_is_the_one_whose_hash_is_right(spot: Path):
-    """And not a newer one of its name beside it."""
+    """And not a newer one of its name beside it, whatever that says it was made of."""
     pickled = spot.with_suffix(".pth")
     weights = {key: torch.zeros_like(value) for key, value in Spot(17).state_dict().items()}
     torch.save(weights, pickled)
     os.utime(pickled, (0, 0))
+    save_file(Spot(17).state_dict(), spot, {"sha256": sha256(pickled)})
     entry = named_entry(EstimatorEntry, "small", f"resnet50={pickled}")
     assert not read_weights("embedded", entry)["final_layer.weight"].any()
 

@@ -77,6 +77,15 @@ def test_the_teacher_fills_in_only_what_nobody_annotated_and_it_is_sure_of(
     assert held_back[0].weights[10] == 0
 
 
+def test_the_teacher_says_nothing_of_more_people_who_have_the_same_ids(data: Path, tmp_path: Path) -> None:
+    write_split(tmp_path / "more", "more", [{"id": LEARNED, "source": "x"}])
+    answers = np.full((1, 17, 3), 20.0)
+    np.savez(tmp_path / "teacher.npz", ids=np.array([LEARNED]), keypoints=answers)
+    training, _ = load_people(data, tmp_path / "more", tmp_path / "teacher.npz")
+    labelled = {sample.source: (sample.weights > 0).sum() for sample in training}
+    assert labelled == {"ground_truth": 17, "lspet": 10, "more": 10}
+
+
 def marked_person() -> Sample:
     """A black picture with a white 5x5 square on every keypoint; left and right ones are at different
     heights.

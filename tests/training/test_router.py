@@ -1,3 +1,5 @@
+import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,31 @@ def test_the_same_seed_gives_the_same_head() -> None:
     data = samples(600)
     first, second = (difficulty(fit(data, np.arange(600), seed=3), data) for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_samples_are_kept_for_the_very_same_labels_alone(
+    labelled_noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[int] = []
+
+    def collect(images: list[LabelledImage], *_: object) -> Samples:
+        collected.append(len(images))
+        return samples(len(images))
+
+    monkeypatch.setattr(router, "collect", collect)
+    for name in ("load_detector", "load_estimator", "compile_network"):
+        monkeypatch.setattr(router, name, lambda *_: None)
+    options = argparse.Namespace(
+        data=labelled_noise, pair="embedded", device="cpu", seed=0, limit=None, out=labelled_noise / "router"
+    )
+    for expected in ([5], [5]):
+        assert len(router.ask(options)[0].kind) == 5
+        assert collected == expected
+    content = json.loads((labelled_noise / "train.json").read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    (labelled_noise / "train.json").write_text(json.dumps(content))
+    router.ask(options)
+    assert collected == [5, 5]
 
 
 def test_without_pictures_it_says_that_it_was_skipped(

@@ -1,5 +1,5 @@
+import hashlib
 import json
-import os
 import sys
 import types
 from pathlib import Path
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.router import Router, RouterConfig
-from models.zoo.checkpoints import CheckpointError, load_checkpoint, read_checkpoint
+from models.zoo.checkpoints import CheckpointError, keep_weights, load_checkpoint
 from models.zoo.networks import NETWORKS, build_network
 from models.zoo.networks.heads import DeconvHead, PoseNetwork, SimpleHead
 from models.zoo.networks.vit import ViT
@@ -131,67 +131,31 @@ def test_the_authors_router_is_known():
         load_checkpoint(Router(RouterConfig()), {f"backbone.{key}": value for key, value in weights.items()})
 
 
-def test_a_pickle_is_opened_once_and_kept_as_safetensors(pth, monkeypatch: pytest.MonkeyPatch):
+def test_of_a_pickle_nothing_beside_it_is_read_and_nothing_kept(pth):
     path, weights = pth
-    load_checkpoint(network_of(), path)
-    assert {file.name for file in path.parent.iterdir()} == {path.name, "vitpose-00000000.safetensors"}
-    monkeypatch.setattr(torch, "load", None)
-    for file in (path, path.with_suffix(".safetensors")):
-        network = network_of()
-        load_checkpoint(network, file)
-        assert_loaded(network, weights)
-
-
-def test_another_pickle_of_that_name_replaces_what_was_kept(pth, monkeypatch: pytest.MonkeyPatch):
-    """Whichever file is newer."""
-    path, weights = pth
-    read_checkpoint(path)
-    torch.save({key: value + 1 for key, value in to_mmpose(weights).items()}, path)
-    os.utime(path, (0, 0))
-    read_checkpoint(path)
-    monkeypatch.setattr(torch, "load", None)
-    network = network_of()
-    load_checkpoint(network, path)
-    assert float(network.state_dict()["head.final_layer.bias"][0]) == pytest.approx(
-        float(weights["head.final_layer.bias"][0]) + 1
-    )
-
-
-def test_a_file_beside_a_pickle_that_was_not_made_of_it_is_neither_read_nor_replaced(pth):
-    path, weights = pth
-    kept = path.with_suffix(".safetensors")
-    save_file({key: value + 1 for key, value in weights.items()}, kept)
-    content = kept.read_bytes()
+    beside = path.with_suffix(".safetensors")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    save_file({key: value + 1 for key, value in weights.items()}, beside, {"sha256": digest})
+    content = beside.read_bytes()
     network = network_of()
     load_checkpoint(network, path)
     assert_loaded(network, weights)
-    assert kept.read_bytes() == content
-
-
-def test_where_nothing_can_be_written_a_pickle_loads_all_the_same(pth, monkeypatch: pytest.MonkeyPatch):
-    path, weights = pth
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
-    network = network_of()
+    assert beside.read_bytes() == content
+    beside.unlink()
     load_checkpoint(network, path)
-    assert_loaded(network, weights)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_cannot_be_written_whole_leaves_nothing(pth, monkeypatch: pytest.MonkeyPatch):
     path, weights = pth
 
-    def full(_: object, file: Path, __: object) -> None:
+    def full(_: object, file: Path) -> None:
         file.write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr("models.zoo.checkpoints.save_file", full)
-    network = network_of()
-    load_checkpoint(network, path)
-    assert_loaded(network, weights)
+    with pytest.raises(OSError, match=r"cannot write .*\.safetensors: No space left"):
+        keep_weights(weights, path, path.with_suffix(".safetensors"))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
