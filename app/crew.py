@@ -1,9 +1,13 @@
-"""The threads that run the stages' batches."""
+"""The threads that run the stages' batches, and the one that loads their networks."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Member(Protocol):
@@ -117,3 +121,19 @@ class Crew:
         if time.monotonic() - oldest.oldest > self._max_passed_over_s:
             return oldest
         return max(ready, key=lambda stage: stage.seconds_waiting)
+
+
+async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, but nobody waits for it at the end: what converts and compiles networks takes up to a
+    minute and cannot be stopped."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:  # whatever it is, whoever waits is told
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="loader").start()
+    return await asyncio.wrap_future(future)

@@ -3,10 +3,9 @@
 import asyncio
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from app import __version__
 from app.admission import Admission, Ahead
 from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
-from app.crew import Crew
+from app.crew import Crew, in_daemon_thread
 from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
@@ -206,22 +205,6 @@ class Service:
         code = "draining" if self.status == "draining" else "not_ready"
         self.metrics.rejected(code)
         raise ApiError(503, code, f"the service is not ready: {reason}", {"Retry-After": "1"})
-
-
-async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """As `asyncio.to_thread`, but nobody waits for it at the end: what converts and compiles networks takes up to a
-    minute and cannot be stopped."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:  # whatever it is, whoever waits is told
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="loader").start()
-    return await asyncio.wrap_future(future)
 
 
 def build_stages(pair: Pair, observer: Observer, max_passed_over_s: float, at_once: int) -> list[Stage]:
