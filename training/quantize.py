@@ -6,8 +6,8 @@ Writes `detector-int8.xml` and `.bin`, OpenVINO's, beside the pair's other files
 NNCF's post-training quantization looks at training pictures; then the float and the int8 network are measured on the
 held-back tenth of them. Needs the extra `quantize`.
 
-Left as they are: the first layers, whose errors go through all the others, the last two of each branch of the head, and
-what makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixels apart. All that is little arithmetic.
+Left as they are: the first layer, whose errors go through all the others, the last of each branch of the head, and what
+makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixels apart. All that is little arithmetic.
 """
 
 import argparse
@@ -32,10 +32,8 @@ from models.zoo import DetectorEntry, read_manifest, read_weights
 from training.bundle import name_int8
 
 NAME = "detector-int8.xml"
-FIRST = tuple(f".network.model.{layer}." for layer in range(3))
-LAST = tuple(
-    f".head.{branch}.{level}.{layer}" for branch in ("cv2", "cv3") for level in range(3) for layer in (1, 2)
-)
+FIRST = ".network.model.0."
+LAST = tuple(f".head.{branch}.{level}.2" for branch in ("cv2", "cv3") for level in range(3))
 
 
 def main() -> int:
@@ -87,11 +85,11 @@ def quantize(model: Any, examples: Sequence[NDArray[np.float32]]) -> Any:
 
 
 def left_alone(model: Any) -> Iterator[str]:
-    """Names of the operations that stay in floating point: those of no layer, and the first and last layers."""
+    """Names of the operations that stay in floating point: those of no layer, and the first and last layer."""
     for operation in model.get_ops():
         name, kind = operation.get_friendly_name(), operation.get_type_name()
         of_a_layer = name.startswith("__module.") and not name.startswith("__module.head/")
-        delicate = "Convolution" in kind and any(part in name for part in (*FIRST, *LAST))
+        delicate = "Convolution" in kind and any(part in name for part in (FIRST, *LAST))
         if kind not in ("Constant", "Parameter") and (delicate or not of_a_layer):
             yield name
 

@@ -29,7 +29,7 @@ def test_what_makes_boxes_stays_in_floating_point_and_the_rest_does_not(
     kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ops()}
     convolutions = [name for name, kind in kinds.items() if kind in ("Convolution", "GroupConvolution")]
     assert len(convolutions) == 63 + depthwise
-    assert sum(name in alone for name in convolutions) == 2 + 4 + 12 + depthwise
+    assert sum(name in alone for name in convolutions) == 1 + 6
     for kind in ("Softmax", "ReduceSum", "Subtract"):
         assert {name for name in kinds if kinds[name] == kind} <= alone
 
