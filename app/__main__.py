@@ -3,13 +3,13 @@
 import contextlib
 import ctypes
 import logging
-import os
 import sys
 import warnings
 
 from app import logs
 from app.config import ConfigError
 from app.connections import allow_many_connections
+from app.crew import leave
 from app.main import create_app
 from app.server import Server
 from app.service import Service
@@ -66,11 +66,8 @@ def main() -> int:
     if service.failure is not None:
         print(f"dynpose cannot start: {service.failure}", file=sys.stderr)
         return 1
-    if service.loading:  # the interpreter would wait for its threads
-        logging.shutdown()
-        os._exit(0 if server.started else 1)
     return 0 if server.started else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,13 +1,18 @@
 """The threads that run the stages' batches, and the one that loads their networks."""
 
 import asyncio
+import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
+
+LOADER = "loader"
 
 
 class Member(Protocol):
@@ -124,8 +129,8 @@ class Crew:
 
 
 async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """As `asyncio.to_thread`, but nobody waits for it at the end: what converts and compiles networks takes up to a
-    minute and cannot be stopped."""
+    """As `asyncio.to_thread`, but the loop's end does not wait for it: what converts and compiles networks takes up to
+    a minute and cannot be stopped. Who uses it ends the process by `leave`."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
 
@@ -135,5 +140,14 @@ async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
         except BaseException as error:  # whatever it is, whoever waits is told
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="loader").start()
+    threading.Thread(target=run, daemon=True, name=LOADER).start()
     return await asyncio.wrap_future(future)
+
+
+def leave(code: int | str | None) -> NoReturn:
+    """As `sys.exit`. Where a loader runs, without the interpreter's own end, below which it would abort the process."""
+    if any(thread.name == LOADER for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)

@@ -179,11 +179,6 @@ class Service:
         self.workers.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def loading(self) -> bool:
-        """Whether a thread converts, compiles or warms networks."""
-        return self.pipeline is None and self.failure is None
-
-    @property
     def detector_precision(self) -> str:
         """Of a detector that runs in our runtimes: int8 where the CPU has use for it and the pair brings it."""
         return "int8" if self.int8 and self.manifest.detector.int8 else str(self.dtype).removeprefix("torch.")

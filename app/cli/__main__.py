@@ -2,6 +2,8 @@
 
 import sys
 
+from app.crew import leave
+
 EXTRA = ("httpx", "rich", "typer")
 """What the extra `cli` of pyproject.toml asks for."""
 
@@ -15,7 +17,10 @@ def main() -> int:
             raise
         print(f"dynpose: {error.name} is missing: pip install {' '.join(EXTRA)}", file=sys.stderr)
         return 2
-    app(prog_name="dynpose")
+    try:
+        app(prog_name="dynpose")
+    except SystemExit as end:  # which it always raises
+        leave(end.code)
     return 0
 
 

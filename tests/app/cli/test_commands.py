@@ -1,5 +1,8 @@
 """The program itself."""
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -9,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from app.cli.__main__ import EXTRA, main
+from models.zoo.manifest import EMBEDDED
 from tests.app.cli.conftest import Dynpose
+from tests.process import PHOTO
 
+LONG = 60
 ROOT = Path(__file__).parents[3]
 
 
@@ -33,6 +39,28 @@ def test_the_installed_command_is_the_one_that_is_tested() -> None:
     assert getattr(import_module(module), function).__doc__ == main.__doc__
     assert set(project["optional-dependencies"]["cli"]) == set(EXTRA)
     assert set(EXTRA) <= set(project["optional-dependencies"]["dev"])
+
+
+def test_ctrl_c_while_networks_are_loaded_waits_for_none_of_them(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
+    (folder / "detector.safetensors").unlink()
+    os.mkfifo(folder / "detector.safetensors")
+    (tmp_path / "bus.jpg").write_bytes(PHOTO)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "annotate", tmp_path / "bus.jpg", "--out", tmp_path / "out"],
+        cwd=ROOT,
+        env=os.environ | {"PAIR": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
+    )
+    with (folder / "detector.safetensors").open(
+        "wb"
+    ):  # waits for a reader, who then waits for what never comes
+        run.send_signal(signal.SIGINT)
+        assert run.wait(LONG) == 130
 
 
 def test_help_comes_without_loading_the_networks_libraries() -> None:

@@ -85,9 +85,16 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the networks that every pair has; to convert them takes half a minute."""
+    return tmp_path_factory.mktemp("converted")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, converted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DYNPOSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("models.zoo.pairs.cache_folder", lambda: converted)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fetch, "PAUSE_S", 0.0)
     return tmp_path / "cache"
