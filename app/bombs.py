@@ -9,23 +9,26 @@ from app.errors import ApiError
 
 MAX_SCANS, MAX_SEGMENTS = 100, 1000
 """Of a JPEG. A progressive one has some ten scans; a few bytes are enough for one more pass over the whole picture."""
+MAX_FRAME = 1000
+"""Bytes of a JPEG's frame headers, of which there is one of some 20: three for each colour."""
 MAX_EXIF = 1_000_000
 """Bytes of EXIF data. Read as numbers they take 37 times as much."""
 MAX_VALUES = 100_000
 """Of all tags of a TIFF, its strips among them, of which each takes 225 bytes; but not of its texts."""
-MAX_READS = 100_000
-"""Of a picture in pieces. 20 MB of PNG are some 10,000."""
+MAX_READS, MAX_BMP_READS = 100_000, 2_000_000
+"""Of a picture in pieces. 20 MB of PNG are some 10,000. A BMP's runs are read byte by byte, but nothing is kept."""
 
 JPEG_START = b"\xff\xd8"
-# Of the others FF 01 has no length and FF 02 to FF BF are passed over: whoever took them for segments could be made to
-# pass over scans.
-JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
-START, END, SCAN = b"\xd8", b"\xd9", b"\xda"
+# Those after which Pillow takes a length, and libjpeg, too. It does not after the others, and whoever did could be made
+# to pass over scans and EXIF data.
+JPEG_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+END, SCAN, TABLES = b"\xd9", b"\xda", (b"\xc4", b"\xcc")
+FRAMES = [bytes([byte]) for byte in (*range(0xC0, 0xD0), 0xDE) if bytes([byte]) not in TABLES]
 EXIF = b"Exif\0\0"
 
 TIFF_ORDERS = {b"II*\0": "<", b"II\0*": "<", b"II+\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"MM\0+": ">"}
 BIG_TIFF = 43
-VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+VALUE_BYTES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Of a TIFF's types of numbers; the others are texts and bytes."""
 STRIPS = (273, 279, 324, 325)
 """Tags with a value for each strip or tile, of whatever type."""
@@ -42,7 +45,9 @@ def check(data: bytes) -> None:
 class Pieces(io.BytesIO):
     """A picture's bytes for a library, which may read them in so many pieces: ApiError 422 after that."""
 
-    left = MAX_READS
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = MAX_BMP_READS if data.startswith(b"BM") else MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
@@ -57,25 +62,26 @@ def _refusal(what: str) -> ApiError:
 
 def _check_jpeg(data: bytes) -> None:
     at = len(JPEG_START)
-    scans, exif = 0, 0
+    scans, frame, exif = 0, 0, 0
     for _ in range(MAX_SEGMENTS):
         found = JPEG_MARKER.search(data, at)
         if found is None or (found[1] == END and scans):
             return
-        if found[1] in (START, END):  # has no length, and Pillow looks for segments behind it
-            at = found.end()
+        at = found.end()
+        if found[1] == END:  # has no length, and Pillow reads on
             continue
-        size = int.from_bytes(data[found.end() : found.end() + 2])
+        size = int.from_bytes(data[at : at + 2])
         scans += found[1] == SCAN
-        exif += size if data.startswith(EXIF, found.end() + 2) else 0
-        if scans > MAX_SCANS or exif > MAX_EXIF:
-            raise _refusal("scans" if scans > MAX_SCANS else "bytes of EXIF data")
-        at = found.end() + size
-    raise _refusal("segments")
+        frame += size if found[1] in FRAMES else 0
+        exif += size if data.startswith(EXIF, at + 2) else 0
+        if scans > MAX_SCANS or frame > MAX_FRAME or exif > MAX_EXIF:
+            break
+        at += size
+    raise _refusal("scans, colours, bytes of EXIF data or other segments")
 
 
 def _check_tiff(data: bytes, order: str) -> None:
-    """Of the first picture's tags alone: no others are read."""
+    """Of the first picture's own tags: no others are read (`app.decode` sees to EXIF and GPS data)."""
     big = data[2] == BIG_TIFF
     try:
         (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)

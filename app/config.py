@@ -158,7 +158,7 @@ class ConfigStore:
         warnings = []
         own = self._own_calibration
         namesake = (self._calibration_dir or own.parent) / own.name
-        if self.live.calibration == own.name and namesake != own and namesake.exists():
+        if self.live.calibration == own.name and namesake.exists() and not namesake.samefile(own):
             warnings.append(
                 f"{own.name} names the pair's own calibration; the file of that name in CALIBRATION_DIR is not used: "
                 "give it another name"

@@ -144,10 +144,10 @@ async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.wrap_future(future)
 
 
-def leave(code: int | str | None) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """As `sys.exit`. Where a loader runs, without the interpreter's own end, below which it would abort the process."""
     if any(thread.name == LOADER for thread in threading.enumerate()):
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        os._exit(code)
     sys.exit(code)

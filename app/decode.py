@@ -1,5 +1,6 @@
 """Bytes of a picture -> pixels. The header is judged before anything is decoded."""
 
+import contextlib
 from dataclasses import dataclass
 
 import cv2
@@ -80,6 +81,7 @@ def _decode(data: bytes) -> Tensor:
             pixels = _ordinary_jpeg(data, image)
             if pixels is None:
                 image.seek(0)
+                _forget_exif(image)
                 image.load()
                 pixels = np.array(_rgb(image))
             return torch.from_numpy(_upright(pixels, _orientation(image)))
@@ -117,6 +119,16 @@ def _ordinary_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
     except ValueError:
         return None
     return pixels if decoded.shape == pixels.shape else None
+
+
+def _forget_exif(image: Image.Image) -> None:
+    """What a TIFF says of camera and place: Pillow would make numbers of all of it when it loads the pixels."""
+    if image.format == "TIFF":
+        with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse the picture
+            exif = image.getexif()
+            for part in ExifTags.IFD:
+                if part in exif:
+                    del exif[part]
 
 
 def _orientation(image: Image.Image) -> int:

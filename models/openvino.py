@@ -175,11 +175,11 @@ def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | N
 def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:
     """The model of `module` in OpenVINO, float32 (N, h, w, 3) in; None where there is none that does the same."""
     openvino = package()
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # type: ignore[import-untyped]
-
     module = module.eval().requires_grad_(False).float()
     height, width = (size[1], size[0]) if size else FREE_SIZE
     try:
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # type: ignore[import-untyped]
+
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter(
                 "ignore"

@@ -20,7 +20,7 @@ def main() -> int:
     try:
         app(prog_name="dynpose")
     except SystemExit as end:  # which it always raises
-        leave(end.code)
+        leave(int(end.code or 0))
     return 0
 
 

@@ -17,7 +17,7 @@ from app import overlay, tracing
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
-from app.intake import GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
+from app.intake import CLOSE, GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
 from app.routes.common import authorise, problems, service_of
 from app.schemas import (
@@ -96,9 +96,12 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         with ExitStack() as glance:  # is there room for all of it? What it takes is what arrives
             hold(glance, service, 0, body_bytes(request, service.settings.body_limit))
         with timed(work.ticket, "read"):
-            # A deadline that nobody asked for leaves it to the body's own time limit (408).
-            async with asyncio.timeout(deadline_s if query.deadline_ms else None):
-                uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
+            try:
+                # A deadline that nobody asked for leaves it to the body's own time limit (408).
+                async with asyncio.timeout(deadline_s if query.deadline_ms else None):
+                    uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
+            except TimeoutError as error:
+                raise ApiError(504, "deadline", "the deadline passed while the body came", CLOSE) from error
         request.state.facts["pictures"] = len(uploads)
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")

@@ -131,7 +131,10 @@ def _read_through(path: Path, step: int) -> Iterator[bytes]:
     video = cv2.VideoCapture(str(path))
     for index, _ in enumerate(iter(video.grab, False)):
         if index % step == 0:
-            yield cv2.imencode(".jpg", video.retrieve()[1])[1].tobytes()
+            read, frame = video.retrieve()
+            if not read:
+                raise SourceError(f"{path}: frame {index} is damaged")
+            yield cv2.imencode(".jpg", frame)[1].tobytes()
 
 
 def opened(

@@ -15,9 +15,9 @@ from app.errors import ApiError
 
 MANY = 1_000_000
 MAX_PIXELS = 25_000_000
-ORIENTATION, STRIP_OFFSETS, X_RESOLUTION = 274, 273, 282
-BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
-BYTES = {BYTE: 1, SHORT: 2, LONG: 4, RATIONAL: 8, UNDEFINED: 1}
+ORIENTATION, STRIP_OFFSETS, X_RESOLUTION, EXIF_IFD = 274, 273, 282, 34665
+BYTE, SHORT, LONG, RATIONAL, SIGNED_BYTE = 1, 3, 4, 5, 6
+BYTES = {BYTE: 1, SHORT: 2, LONG: 4, RATIONAL: 8, SIGNED_BYTE: 1}
 Tag = tuple[int, int, int, int | None]
 """Number, type, count, and the value where that is one; else the value lies behind the tags."""
 
@@ -73,6 +73,9 @@ def jpeg_with_exif(exif: bytes, before: bytes = b"") -> bytes:
     )  # without JFIF's resolution, Pillow looks for EXIF's at once
 
 
+EXIF_SEGMENTS = jpeg_with_exif(2 * numbers(X_RESOLUTION, RATIONAL))[2 : -len(JPEG[20:])]
+
+
 def png_of(*chunks: bytes) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "PNG")
@@ -87,6 +90,38 @@ def gif_with(extensions: bytes) -> bytes:
     return data.getvalue()[:at] + extensions + data.getvalue()[at:]
 
 
+def bmp_of_runs(width: int, height: int, run: int, data: bytes = b"") -> bytes:
+    """An 8-bit BMP in run-length encoding, every run of `run` pixels; data: in place of them."""
+    rows = data or b"".join(bytes([run, number % 256]) * (width // run) + b"\0\0" for number in range(height))
+    start = 14 + 40 + 4 * 256
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    palette = b"".join(bytes([grey] * 3 + [0]) for grey in range(256))
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + palette + rows
+
+
+def exif_of(number: int, type_: int) -> bytes:
+    """As `numbers`, below a tag that points to EXIF data. Positions count from the start of the TIFF."""
+    count = MANY // BYTES[type_]
+    at = len(tags("II", (EXIF_IFD, LONG, 1, 0))) - 128
+    table = struct.pack("<HHHII", 1, number, type_, count, at + 18) + bytes(4)
+    behind = table + b"\1\2\3\4\5\6\7\0" * (MANY // 8)
+    return tags("II", (EXIF_IFD, LONG, 1, at), (STRIP_OFFSETS, LONG, 1, 8), behind=behind)
+
+
+def wrapped(marker: bytes, segments: bytes) -> bytes:
+    """Each of the JPEG's segments inside one of `marker`, which has no length for Pillow."""
+    found = b""
+    for part in segments.split(b"\xff\xe1")[1:]:
+        found += b"\xff" + marker + struct.pack(">H", len(part) + 4) + b"\xff\xe1" + part
+    return found
+
+
+def frames(count: int) -> bytes:
+    """Frame headers of as many colours as fit."""
+    body = struct.pack(">BHHB", 8, 8, 8, 255) + b"\1\x11\0" * 21_000
+    return (b"\xff\xc0" + struct.pack(">H", len(body) + 2) + body) * count
+
+
 BOMBS = {
     "a strip for each byte": lambda: numbers(STRIP_OFFSETS, BYTE),
     "as many strips": lambda: numbers(STRIP_OFFSETS, SHORT, "MM"),
@@ -94,6 +129,12 @@ BOMBS = {
     "resolutions": lambda: numbers(X_RESOLUTION, RATIONAL),
     "orientations": lambda: numbers(ORIENTATION, RATIONAL, "MM"),
     "EXIF of a JPEG": lambda: jpeg_with_exif(2 * numbers(X_RESOLUTION, RATIONAL)),
+    "EXIF inside what has no length": lambda: JPEG[:2] + wrapped(b"\xf0", EXIF_SEGMENTS) + JPEG[20:],
+    "EXIF inside another kind": lambda: JPEG[:2] + wrapped(b"\xc8", EXIF_SEGMENTS) + JPEG[20:],
+    "colours of a JPEG": lambda: JPEG[:2] + frames(20) + JPEG[2:],
+    "fill bytes of a JPEG": lambda: JPEG[:2] + b"\xff" * MANY + JPEG[2:],
+    "resolutions in single bytes": lambda: numbers(X_RESOLUTION, SIGNED_BYTE),
+    "a BMP of empty lines": lambda: bmp_of_runs(64, 64, 1, b"\0\0" * 2 * MANY),
     "EXIF behind another start": lambda: jpeg_with_exif(2 * numbers(X_RESOLUTION, RATIONAL), b"\xff\xd8"),
     "EXIF behind an end": lambda: jpeg_with_exif(2 * numbers(X_RESOLUTION, RATIONAL), b"\xff\xd9"),
     "chunks of a PNG": lambda: png_of(*[b"prIv"] * (MANY // 12)),
@@ -123,6 +164,23 @@ def test_exif_data_that_would_grow_turns_no_png() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * len(data)
+
+
+def test_exif_data_of_a_tiff_is_not_read() -> None:
+    data = exif_of(33434, RATIONAL)
+    with Image.open(io.BytesIO(data)) as image:
+        assert len(image.getexif().get_ifd(EXIF_IFD)[33434]) == MANY // 8
+    tracemalloc.start()
+    assert decode(data).shape == (2, 64, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(data)
+
+
+def test_a_bmp_in_short_runs_is_taken() -> None:
+    data = bmp_of_runs(640, 480, 2)
+    assert read_header(data, MAX_PIXELS).format == "BMP"
+    assert decode(data).shape == (480, 640, 3)
 
 
 @pytest.mark.parametrize("kind", ["II", "MM", "II+"])

@@ -218,4 +218,5 @@ def test_a_deadline_that_a_client_asks_for_counts_while_its_body_arrives(live: L
     with connect(server.port) as client:
         client.sendall(head(len(PEOPLE), path="/pose?deadline_ms=200") + PEOPLE[:100])
         assert answer(client)[0] == 504
+        assert answer(client) == (0, None)  # the connection has ended: the rest of the body is not waited for
     assert until(lambda: idle(server))

@@ -14,7 +14,7 @@ import pytest
 from app.cli.__main__ import EXTRA, main
 from models.zoo.manifest import EMBEDDED
 from tests.app.cli.conftest import Dynpose
-from tests.process import PHOTO
+from tests.process import PHOTO, until
 
 LONG = 60
 ROOT = Path(__file__).parents[3]
@@ -41,6 +41,15 @@ def test_the_installed_command_is_the_one_that_is_tested() -> None:
     assert set(EXTRA) <= set(project["optional-dependencies"]["dev"])
 
 
+def is_read(fifo: Path) -> bool:
+    """Whether somebody waits for what comes out of `fifo`. It is kept open, so that they wait on."""
+    try:
+        os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    return True
+
+
 def test_ctrl_c_while_networks_are_loaded_waits_for_none_of_them(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
     (folder / "detector.safetensors").unlink()
@@ -56,11 +65,9 @@ def test_ctrl_c_while_networks_are_loaded_waits_for_none_of_them(tmp_path: Path)
             signal.SIGINT, signal.SIG_DFL
         ),  # a shell's background jobs ignore it
     )
-    with (folder / "detector.safetensors").open(
-        "wb"
-    ):  # waits for a reader, who then waits for what never comes
-        run.send_signal(signal.SIGINT)
-        assert run.wait(LONG) == 130
+    assert until(lambda: is_read(folder / "detector.safetensors"), LONG)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(LONG) == 130
 
 
 def test_help_comes_without_loading_the_networks_libraries() -> None:
