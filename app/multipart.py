@@ -21,9 +21,8 @@ def read_parts(body: bytes, boundary: bytes, max_parts: int) -> list[Part]:
     if not boundary:
         raise ApiError(400, "bad_request", "the Content-Type names no boundary")
     too_many = ApiError(413, "too_large", f"more than {max_parts} parts")
-    if (
-        body.count(b"\r\n--" + boundary) > max_parts + 1
-    ):  # the parser takes long over each, even where no part begins
+    # The parser takes long over each, even where no part begins.
+    if body.count(b"\r\n--" + boundary) > max_parts + 1:
         raise too_many
     parts: list[Part] = []
     header: list[bytes] = [b"", b""]
