@@ -1,4 +1,4 @@
-"""Makes the int8 form of a pair's YOLO, which CPUs with AVX2 run in 0.6 to 0.75 of the time.
+"""Makes the int8 form of a pair's YOLO, which CPUs with AVX2 run in half to three quarters of the time.
 
     python -m training.quantize DATA --pair FOLDER
 
