@@ -1,5 +1,9 @@
 """`python -m app`: serve. Exit code 0 after an orderly end, 1 when the service cannot start."""
 
+import gc
+
+gc.disable()  # nothing of what is imported is garbage, and to look for some takes half a second
+
 import contextlib
 import ctypes
 import logging
@@ -15,6 +19,9 @@ from app.server import Server
 from app.service import Service
 from app.settings import SettingsError, load_settings
 from models.zoo import PairError
+
+gc.freeze()
+gc.enable()
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 

@@ -1,6 +1,7 @@
 """The threads that run the stages' batches, and the one that loads their networks."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -44,13 +45,16 @@ class Crew:
 
     More threads than cores would only slow each other down, and a thread for each stage would often have to be woken
     while another runs out of work. What waits meanwhile gathers into a larger batch.
+
+    niceness: by how much the threads give way to others of the process, such as the event loop, and of the machine.
     """
 
-    def __init__(self, threads: int, max_passed_over_s: float) -> None:
+    def __init__(self, threads: int, max_passed_over_s: float, niceness: int = 0) -> None:
         self.wake = threading.Condition()
         """Guards all queues of all stages; notified when there may be something to do."""
         self._size = threads
         self._max_passed_over_s = max_passed_over_s
+        self._niceness = niceness
         self._stages: list[Member] = []
         self._threads: list[threading.Thread] = []
         self._working = 0
@@ -90,6 +94,7 @@ class Crew:
         return all(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
+        _give_way(self._niceness)
         drained = False
         try:
             while (run := self._next()) is not None:
@@ -126,6 +131,14 @@ class Crew:
         if time.monotonic() - oldest.oldest > self._max_passed_over_s:
             return oldest
         return max(ready, key=lambda stage: stage.seconds_waiting)
+
+
+def _give_way(niceness: int) -> None:
+    """Let this thread run after others. Only Linux has a niceness for each thread."""
+    if niceness and sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:

@@ -2,6 +2,8 @@ import asyncio
 import gc
 import hashlib
 import json
+import os
+import sys
 import threading
 import time
 import weakref
@@ -13,7 +15,17 @@ import torch
 from app.errors import ApiError
 from app.intake import to_picture
 from app.metrics import Metrics
-from app.service import ASPECTS, BUCKETS, KEPT_SHAPES, Service, build_stages, crew_size, side_by_side, warm
+from app.service import (
+    ASPECTS,
+    BUCKETS,
+    CREW_NICENESS,
+    KEPT_SHAPES,
+    Service,
+    build_stages,
+    crew_size,
+    side_by_side,
+    warm,
+)
 from app.settings import Settings
 from models.zoo import PairError, read_manifest
 from tests.app.conftest import FakePair, picture_of
@@ -232,6 +244,18 @@ def test_on_a_cpu_one_crew_runs_all_stages_and_two_batches_of_each_at_once():
     names = ("detect", "score", "small", "large")
     assert {stage.name: stage.slots for stage in stages} == dict.fromkeys(names, 2)
     assert len({id(stage.crew) for stage in stages}) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a niceness for each thread")
+def test_networks_give_way_to_whoever_asks_meanwhile(serve):
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    client, seen = serve(mode="fixed"), []
+    for stage in ("detect", "large"):
+        client.pair.faults[stage] = lambda _: seen.append(niceness())
+    client.post("/pose", content=picture_of([0.47]), headers={"Content-Type": "image/png"})
+    assert seen == [min(19, niceness() + CREW_NICENESS)] * 2
 
 
 def test_a_second_batch_of_a_persons_stage_waits_for_four(serve):
