@@ -33,8 +33,8 @@ from models.zoo.errors import PairError
 
 SPLITS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROUND_CLIENTS = 8
-OPEN_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)
-"""Rates of arrivals in the open loop, in shares of what the same contender answers in the closed loop."""
+OPEN_SHARES = (0.5, 0.65, 0.8)
+"""Rates of arrivals in the open loop, in shares of what the service answers in the closed loop."""
 OVERLOAD = 2.0
 SOAK_SAMPLES = 100
 
@@ -316,11 +316,12 @@ class Bench:
                 await self.measure(measure, experiment="accuracy", contender=name, p=p)
 
     async def open_loops(self) -> None:
-        """Constant arrivals at shares of what each contender answered at best when it had clients to wait for it."""
-        for name, running in self.running.items():
-            assert isinstance(running, Server)
+        """Constant arrivals, as many for each contender, which take turns."""
+        for turn in range(self.options.rounds):
             for share in OPEN_SHARES:
-                await self.opened(name, running, "open", share, self.options.seconds)
+                for name, running in self.running.items():
+                    assert isinstance(running, Server)
+                    await self.opened(name, running, "open", share, self.options.seconds, turn)
 
     async def overload(self) -> None:
         """Twice what the service can do. Memory is read before, and when all of it is over."""
@@ -328,8 +329,17 @@ class Bench:
         if isinstance(service, Server):
             await self.opened("service", service, "overload", OVERLOAD, self.options.overload_seconds)
 
-    async def opened(self, name: str, server: Server, experiment: str, share: float, seconds: float) -> None:
-        peak = self.peak(name)
+    async def opened(
+        self,
+        name: str,
+        server: Server,
+        experiment: str,
+        share: float,
+        seconds: float,
+        turn: int | None = None,
+    ) -> None:
+        """Arrivals at a share of what the service answered at best when it had clients to wait for it."""
+        peak = self.peak("service")
 
         async def measure() -> Record:
             if server.contender.turns:
@@ -339,7 +349,7 @@ class Bench:
             row = await cells.opened(
                 server,
                 self.others(name),
-                shuffled_forever(self.posts, 0),
+                shuffled_forever(self.posts, turn or 0),
                 rate=share * peak,
                 warm_up=self.options.warm_up,
                 seconds=seconds,
@@ -347,7 +357,7 @@ class Bench:
             return row | {"offered_per_s": share * peak, "before_mib": before}
 
         if peak:
-            await self.measure(measure, experiment=experiment, contender=name, p=0.5, rate=share)
+            await self.measure(measure, experiment=experiment, contender=name, p=0.5, rate=share, round=turn)
 
     def peak(self, name: str) -> float:
         """Most images/s of the grid at p = 0.5."""

@@ -1,10 +1,11 @@
 """The plots of the report, small PNG files."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Record, select
+from benchmarks.records import Record, by_arrivals, select
 
 SIZE = (7.0, 3.6)
 DPI = 80
@@ -18,7 +19,7 @@ def draw(rows: Sequence[Record], scaling: Sequence[Record], folder: Path) -> dic
     drawn = {}
     if select(rows, experiment="open"):
         _save(_latency(rows), folder / "latency.png")
-        drawn["latency"] = "p99 latency against people/s answered, for each server"
+        drawn["latency"] = "p99 latency against arrivals, for each server"
     if select(rows, experiment="accuracy"):
         _save(_accuracy(rows), folder / "accuracy.png")
         drawn["accuracy"] = "AP against people/s"
@@ -45,11 +46,17 @@ def _save(figure: Any, path: Path) -> None:
 
 def _latency(rows: Sequence[Record]) -> Any:
     figure, axes = _figure()
-    cells = select(rows, experiment="open")
-    for name in dict.fromkeys(row["contender"] for row in cells):
-        own = select(cells, contender=name)
-        axes.plot([row["people_per_s"] for row in own], [row["p99_ms"] for row in own], "o-", label=name)
-    axes.set(xlabel="people/s answered, constant arrivals", ylabel="p99, ms", yscale="log")
+    cells = by_arrivals(rows)
+    for name in dict.fromkeys(name for contenders in cells.values() for name in contenders):
+        rates = [rate for rate, contenders in cells.items() if name in contenders]
+        p99 = [[row["p99_ms"] for row in cells[rate][name]] for rate in rates]
+        middle = [statistics.median(each) for each in p99]
+        spread = [
+            [most - min(each) for most, each in zip(middle, p99, strict=True)],
+            [max(each) - least for least, each in zip(middle, p99, strict=True)],
+        ]
+        axes.errorbar(rates, middle, yerr=spread, fmt="o-", capsize=2, label=name)
+    axes.set(xlabel="pictures/s, constant arrivals", ylabel="p99, ms (median and range)", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure

@@ -39,3 +39,11 @@ def set_aside(path: Path) -> None:
 def select(rows: Iterable[Record], **wanted: Any) -> list[Record]:
     """The rows with these values."""
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def by_arrivals(rows: Iterable[Record]) -> dict[float, dict[str, list[Record]]]:
+    """The rounds of the open loop: of each rate of arrivals and contender."""
+    found: dict[float, dict[str, list[Record]]] = {}
+    for row in select(rows, experiment="open"):
+        found.setdefault(row["offered_per_s"], {}).setdefault(row["contender"], []).append(row)
+    return found

@@ -211,7 +211,7 @@ def respond(
     if "seconds" in asked:
         return run(loop, share(asked["seed"]), asked["seconds"], asked["p"])
     if "given" in asked:
-        costs = given(loop.pair, posts[:100], loop.stages.batches["large"], asked["given"])
+        costs = given(loop.pair, posts[:100], loop.stages.batches, asked["given"])
         return {"people": costs.people, "ms": costs.ms, "small_in_router": costs.small_in_router}
     if "batches" in asked:
         return loop.stages.batches

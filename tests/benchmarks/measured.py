@@ -73,9 +73,10 @@ def everything() -> list[Record]:
             "batches": {"detect": 1, "large": 4},
         }
     )
-    for name, speed in (("service", 60), ("litserve", 40)):
+    for name, slow in (("service", 80), ("litserve", 100)):
         rows += [
-            cell("open", name, speed * share, 100 * share, rate=share, offered_per_s=20 * share)
+            cell("open", name, 60 * share, slow * share, rate=share, offered_per_s=20 * share, round=turn)
+            for turn in range(3)
             for share in (0.5, 1.0)
         ]
     rows.append(

@@ -121,8 +121,10 @@ def test_the_best_batch_of_each_net_is_one_of_those_tried() -> None:
 
 
 def test_routing_is_priced_on_the_same_people_in_turn() -> None:
-    measured = given(fake_pair(), posts(4, 2), batch=2, rounds=3)
+    fake = fake_pair()
+    measured = given(fake, posts(4, 2), {"score": 6, "small": 4, "large": 3}, rounds=3)
     assert measured.people == 6
+    assert {("score", 6), ("small", 4), ("large", 3)} <= set(fake.asked)  # each in batches of its own
     assert {name: len(each) for name, each in measured.ms.items()} == dict.fromkeys(
         ("router", "small", "large", "routed"), 3
     )
@@ -130,7 +132,7 @@ def test_routing_is_priced_on_the_same_people_in_turn() -> None:
 
 def test_a_pair_whose_router_has_the_small_net_in_it_is_priced_without_it() -> None:
     fake = fake_pair(small_in_router=True)
-    measured = given(fake, posts(4, 2), batch=2, rounds=3)
+    measured = given(fake, posts(4, 2), dict.fromkeys(NETS, 2), rounds=3)
     assert measured.small_in_router
     assert fake.asked.count(("small", 2)) == 3 * 3  # alone, and not when routed
 
