@@ -192,7 +192,7 @@ class Pipeline:
         route = request.split.route(difficulty)
         # A split taken before the last PATCH says nothing of how the present p is kept.
         own_p = request.options.p is None and request.split.version == self.policy.snapshot.version
-        self.policy.observe(difficulty, route, own_p=own_p)
+        self.policy.observe(difficulty, route, own_p=own_p, revision=request.split.revision)
         self.metrics.person(route, difficulty)
         return route
 

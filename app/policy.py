@@ -22,7 +22,11 @@ CALIBRATION_ONLY = 200
 """Until so many live scores are in, the window is the calibration file's alone."""
 
 HORIZON = 100
-"""People over which a shortfall or an excess of large-net people is paid back."""
+"""People over which a shortfall or an excess of large-net people is paid back; over more where people are routed by
+thresholds that so many others were routed since, or it would be paid twice."""
+
+LAG_KEPT = 0.999
+"""Of that number, for each person who comes after it."""
 
 PEOPLE_PER_REVISION = 20
 TIE_TOLERANCE = 0.03
@@ -94,6 +98,7 @@ class SplitPolicy:
         self._realised: deque[bool] = deque(maxlen=REALISED)
         self._calibrate(calibration)
         self._shortfall = 0.0
+        self._lag = 0.0
         self._since_revision = 0
         self.snapshot = self._take(p, theta, mode, policy, version=version, revision=0)
 
@@ -122,13 +127,17 @@ class SplitPolicy:
         old = self.snapshot
         return self._take(p, old.theta, old.mode, old.policy, old.version, old.revision, pay_back=False)
 
-    def observe(self, difficulty: float, route: Route, *, own_p: bool) -> None:
-        """Take note of a person just routed. own_p: by the service's own p, not by a request's."""
+    def observe(self, difficulty: float, route: Route, *, own_p: bool, revision: int | None = None) -> None:
+        """Take note of a person just routed. own_p: by the service's own p, not by a request's. revision: of the
+        snapshot that routed, where it is not the present one."""
         if own_p:
             hard = route is Route.hard
             self._realised.append(hard)
+            if revision is not None:
+                behind = (self.snapshot.revision - revision) * PEOPLE_PER_REVISION
+                self._lag = max(LAG_KEPT * self._lag, behind)
             # Leaky, so that a long spell of unreachable shares is not paid back for ever.
-            self._shortfall += self.snapshot.p - hard - self._shortfall / (4 * HORIZON)
+            self._shortfall += self.snapshot.p - hard - self._shortfall / (4 * self._horizon)
         self._live.append(difficulty)
         self._since_revision += 1
         if self._since_revision >= PEOPLE_PER_REVISION and self.snapshot.mode == "tracking":
@@ -139,6 +148,10 @@ class SplitPolicy:
                 self._window = np.sort(np.concatenate([self._calibration[: max(0, missing)], newest]))
             old = self.snapshot
             self.snapshot = self._take(old.p, old.theta, old.mode, old.policy, old.version, old.revision + 1)
+
+    @property
+    def _horizon(self) -> float:
+        return max(HORIZON, self._lag)
 
     def realised(self) -> tuple[int, float]:
         """(people, share sent to the large net) with the service's own p since its last change, the newest 2,000."""
@@ -191,7 +204,7 @@ class SplitPolicy:
         )
         ties = abs(split.share - p) > TIE_TOLERANCE
         if pay_back and mode == "tracking" and 0 < p < 1 and not ties:
-            owed = min(1.0, max(0.0, p + self._shortfall / HORIZON))
+            owed = min(1.0, max(0.0, p + self._shortfall / self._horizon))
             paid = split_for(window, owed, theta, policy)
             snapshot = replace(snapshot, k1=paid.k1, k2=paid.k2, k1_lowered=paid.k1_lowered)
         return snapshot
@@ -209,8 +222,9 @@ def split_for(window: Scores, p: float, theta: float, policy: Policy) -> Split:
     if p == 1:
         return Split(-math.inf, math.inf, False, 1.0)
     if p == 0:
-        # `top` knows no extremely hard people, so that all are easy then.
-        nearest = math.inf if policy == "top" else float(window[literal.j - 1])
+        if policy == "top":  # which knows no extremely hard people, so that all are easy then
+            return Split(1.0, math.inf, False, 0.0)
+        nearest = float(window[literal.j - 1])
         return Split(nearest, nearest, False, 0.0)
     wanted = floor_share(n, p)
     easy = int(np.searchsorted(window, literal.k1, side="right"))

@@ -80,6 +80,36 @@ def test_p_of_0_and_1_are_exact(p, routes, mode):
         assert split.snapshot.k1 == split.snapshot.k2
 
 
+def test_with_top_a_p_of_0_shows_as_a_threshold_that_no_score_passes():
+    snapshot = policy(normal(np.random.default_rng(0), 300), 0.0, rule="top").snapshot
+    assert (snapshot.k1, snapshot.k2) == (1.0, math.inf)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("people", [40, 320, 1500])
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_requests_of_many_people_have_the_share_each(p, people, clients):
+    """All of a request are routed by the thresholds with which it began."""
+    rng = np.random.default_rng(0)
+    split = policy(normal(rng, 2000), p, rule="top")
+    begun = [split.snapshot] * clients
+    left = [people * (client + 1) // clients for client in range(clients)]
+    hard, shares = [0] * clients, []
+    while len(shares) < 40:
+        for client in range(clients):
+            score = float(normal(rng, 1)[0])
+            route = begun[client].route(score)
+            split.observe(score, route, own_p=True, revision=begun[client].revision)
+            hard[client] += route is Route.hard
+            left[client] -= 1
+            if not left[client]:
+                shares.append(hard[client] / people)
+                begun[client], left[client], hard[client] = split.snapshot, people, 0
+    settled = shares[4 * clients :]  # the first of each was cut short
+    assert np.mean(settled) == pytest.approx(p, abs=0.03)
+    assert np.std(settled) < 0.03 + math.sqrt(p * (1 - p) / people)
+
+
 def test_k1_is_lowered_where_eq_8_runs_out_of_scores():
     scores = [index / 100 for index in range(100)]
     snapshot = policy(scores, 0.95, theta=0.3, mode="fixed").snapshot
