@@ -76,9 +76,8 @@ async def annotate(options: Options) -> Outcome:
                     for path in options.sources
                 ],
                 **found.models,
-                "p": options.p,
+                **found.settings,
                 "estimator": options.estimator,
-                "min_score": options.min_score,
                 "every": options.every,
             }
             with Ledger(options.out, made_with) as ledger:
@@ -137,7 +136,7 @@ class Run:
     def finish(self) -> Outcome:
         """Write the document of all that is done."""
         pictures, people = self._ledger.write_document(self._failed, self._stamps)
-        line = f"{self._options.out}: {people} people in {pictures} pictures and frames"
+        line = f"{shown(str(self._options.out))}: {people} people in {pictures} pictures and frames"
         return Outcome(f"{line}, {len(self._failed)} failed" if self._failed else line, len(self._failed))
 
     def _is_done(self, source: Source) -> bool:

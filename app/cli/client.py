@@ -14,6 +14,10 @@ ASK_TIMEOUT_S = 5.0
 POSE_TIMEOUT_S = 120.0
 """Longer than a server takes by default to answer that the deadline has passed."""
 
+HANG_UPS = 3
+"""In a row, while the server answers otherwise, until the picture is to blame. A body that is too large is refused
+before all of it has come, and the refusal can be lost with the connection."""
+
 NOT_FOR_ONE_PICTURE = (401, 403, 404, 405)
 GONE_FOR_A_WHILE = (502, 503)
 
@@ -85,6 +89,7 @@ class Client:
         """The body of the answer to POST /pose. Waits where the server says so (429), and a while where it is away,
         draining or not ready. Raises Refused too."""
         since: float | None = None
+        hang_ups = 0
         while True:
             pause_s = RETRY_S
             try:
@@ -97,6 +102,10 @@ class Client:
                 )
             except httpx.TransportError as error:
                 reason = _words(error)
+                cut_off = isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError))
+                hang_ups = hang_ups + 1 if cut_off and await self._answers() else 0
+                if hang_ups == HANG_UPS:
+                    raise Refused(f"the server hangs up on it, it may be too large ({reason})") from error
             else:
                 if response.status_code == 200:
                     return response.content
@@ -114,6 +123,13 @@ class Client:
             if now - since >= self._patience_s:
                 raise ServerError(f"{self.url}: {reason}, for {self._patience_s:g} s")
             await asyncio.sleep(min(pause_s, self._patience_s))
+
+    async def _answers(self) -> bool:
+        try:
+            await self.version()
+        except ServerError:
+            return False
+        return True
 
     async def _ask(
         self, method: str, path: str, document: Mapping[str, object] | None = None

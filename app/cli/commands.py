@@ -89,6 +89,7 @@ def annotate(
     """
     from app.cli.annotate import CannotAnnotate, Options
     from app.cli.annotate import annotate as run
+    from app.cli.sources import shown
 
     options = Options(
         sources=sources,
@@ -104,7 +105,9 @@ def annotate(
     try:
         outcome = asyncio.run(run(options))
     except KeyboardInterrupt:
-        raise end(f"stopped; what is done is in {out}, and the same command goes on", INTERRUPTED) from None
+        raise end(
+            f"stopped; what is done is in {shown(str(out))}, and the same command goes on", INTERRUPTED
+        ) from None
     except (CannotAnnotate, ServerError) as error:
         raise end(str(error)) from error
     print(outcome.line)

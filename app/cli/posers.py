@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import cv2
@@ -48,9 +48,11 @@ class Found:
 
 
 class Poser(Protocol):
-    """models: what `/version` calls the networks. Raises PictureError for one picture, CannotPose for all."""
+    """models: what `/version` calls the networks. settings: what else decides on the results, as far as it does not
+    change while pictures come. Raises PictureError for one picture, CannotPose for all."""
 
     models: dict[str, str]
+    settings: dict[str, object]
 
     async def picture(self, data: bytes) -> Found:
         """Of an encoded picture."""
@@ -77,6 +79,11 @@ class InProcess:
         self._starting = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self.models = self._service.manifest.names()
+        self.settings = asdict(self._service.config.live) | {
+            "p": self._service.config.policy.snapshot.p,
+            "min_score": self._options.min_score,
+            "max_people": self._options.max_people,
+        }
 
     async def picture(self, data: bytes) -> Found:
         upload = Upload(data)
@@ -123,10 +130,17 @@ class InProcess:
 class Remote:
     """A running server. Pictures are drawn here, from its answer: it is asked once for each."""
 
-    def __init__(self, client: Client, query: PoseQuery, models: dict[str, str]) -> None:
+    def __init__(
+        self, client: Client, query: PoseQuery, models: dict[str, str], config: Mapping[str, object]
+    ) -> None:
         self._client = client
         self._query = {name: str(value) for name, value in query.model_dump(exclude_defaults=True).items()}
         self.models = models
+        self.settings = {
+            "p": query.p,
+            "min_score": config.get("min_score") if query.min_score is None else query.min_score,
+            "flip_test": config.get("flip_test"),
+        }
 
     async def picture(self, data: bytes) -> Found:
         answer = await self._ask(data)
@@ -162,7 +176,7 @@ async def poser(server: str | None, token: str | None, query: PoseQuery) -> Asyn
     else:
         async with Client(server, token) as client:
             version = await client.version()
-            yield Remote(client, query, dict(version["models"]))
+            yield Remote(client, query, dict(version["models"]), await client.config())
 
 
 def _jpeg(pixels: Tensor) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.cli.ledger import DOCUMENT, LINES
 from calibration.thresholds.sources import SUFFIXES
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -48,6 +49,7 @@ def sources_of(given: Sequence[Path], out: Path, missed: Callable[[str, str], No
         else:
             raise SourceError(f"{shown(str(path))} does not exist, or is neither file nor folder")
     _refuse_collisions(found)
+    _refuse_to_overwrite(found, out)
     return [source for _, source in sorted({source.name: source for source in found}.items())]
 
 
@@ -88,6 +90,17 @@ def _refuse_collisions(sources: Sequence[Source]) -> None:
             if other != source.path:
                 both = f"{shown(str(other))} and {shown(str(source.path))}"
                 raise SourceError(f"{both} would have the same name in OUT: annotate them into two folders")
+
+
+def _refuse_to_overwrite(sources: Sequence[Source], out: Path) -> None:
+    """What is drawn takes the place of an earlier run's, but of nothing else."""
+    originals = {os.path.realpath(source.path) for source in sources}
+    ours = (out / LINES).exists()
+    for path in (out / DOCUMENT, *(out / source.drawn for source in sources)):
+        if os.path.realpath(path) in originals:
+            raise SourceError(f"{shown(str(path))} would be drawn over itself: choose another folder for OUT")
+        if not ours and path.exists():
+            raise SourceError(f"{shown(str(path))} is there already: choose a new folder for OUT")
 
 
 def shown(text: str) -> str:

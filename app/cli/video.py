@@ -109,9 +109,17 @@ class Writer:
 
     def _open(self) -> cv2.VideoWriter:
         try:
-            video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
+            video = cv2.VideoWriter(
+                str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), _ratio(self._fps), self._size
+            )
         except (cv2.error, UnicodeError) as error:
             raise VideoError("OpenCV cannot write a video of this name") from error
         if not video.isOpened():
             raise VideoError(f"OpenCV cannot write {self._path.parent / '*.mp4'}")
         return video
+
+
+def _ratio(fps: float) -> float:
+    """MPEG-4 counts time in at most 65,535 ticks a second, which OpenCV takes as many decimals of."""
+    decimals = next(decimals for decimals in (3, 2, 1) if fps * 10**decimals <= 65_535)
+    return round(fps, decimals)

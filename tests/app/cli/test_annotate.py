@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -16,15 +18,19 @@ import cv2
 import numpy as np
 import pytest
 import skimage
+import torch
 import ultralytics
 from PIL import Image
 
+from app.cli.video import Writer
+from app.pipeline import ImageResult
 from app.service import Service
 from app.settings import Settings
 from tests.app.cli.conftest import Dynpose, Live, LiveServer
 from tests.app.conftest import GAP, picture_of
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
+ROOT = Path(__file__).parents[3]
 ASTRONAUT = Path(skimage.__file__).parent / "data" / "astronaut.png"
 
 Calls = dict[str, Callable[[], None]]
@@ -114,11 +120,12 @@ def test_a_running_server_gives_the_same_as_this_process(
     assert dynpose("annotate", folder, "--out", tmp_path / "here", *options).exit_code == 0
     server = live()
     looked_at.clear()
-    there = dynpose("annotate", folder, "--out", tmp_path / "there", "--server", server.url, *options)
-    assert there.exit_code == 0
+    result = dynpose("annotate", folder, "--out", tmp_path / "there", "--server", server.url, *options)
+    assert result.exit_code == 0
     assert looked_at["detect"] == 3
-    here = document(tmp_path / "here")
-    assert here == document(tmp_path / "there")
+    here, there = document(tmp_path / "here"), document(tmp_path / "there")
+    assert here | {"info": None} == there | {"info": None}
+    assert here["info"]["made_with"].items() >= there["info"]["made_with"].items()
     assert len(here["annotations"]) == 3  # of each picture the one person scored 0.95
     for name in ("a.png.jpg", "trip/c.JPG"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
@@ -314,7 +321,7 @@ def test_several_sources_keep_their_names_apart(dynpose: Dynpose, calls: Calls, 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--p", "0.3"], "has results of another kind (p was not given, now 0.3)"),
+        (["--p", "0.3"], "has results of another kind (p was 0.5, now 0.3)"),
         (["--estimator", "large"], "(estimator was auto, now large)"),
     ],
 )
@@ -334,6 +341,65 @@ def test_results_of_other_options_are_not_mixed(
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert (out / "poses.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("MIN_SCORE", "0.94"), ("P", "0.2"), ("FLIP_TEST", "true")])
+def test_results_of_other_settings_are_not_mixed(
+    dynpose: Dynpose,
+    calls: Calls,  # noqa: ARG001
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+) -> None:
+    out = tmp_path / "out"
+    dynpose("annotate", folder, "--out", out)
+    monkeypatch.setenv(name, value)
+    result = dynpose("annotate", folder, "--out", out)
+    assert result.exit_code == 2
+    assert f"has results of another kind ({name.lower()} was" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("sources", "out", "says"),
+    [
+        (["bus.jpg"], ".", "bus.jpg would be drawn over itself"),
+        (["holiday", "other"], ".", "holiday/bus.jpg would be drawn over itself"),
+        (["holiday"], "other", "other/bus.jpg is there already"),
+    ],
+)
+def test_no_file_of_the_users_is_overwritten(
+    dynpose: Dynpose,
+    calls: Calls,  # noqa: ARG001
+    tmp_path: Path,
+    sources: list[str],
+    out: str,
+    says: str,
+) -> None:
+    photos = [tmp_path / "bus.jpg", tmp_path / "holiday" / "bus.jpg", tmp_path / "other" / "bus.jpg"]
+    for path in photos:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture_of([0.41], "JPEG"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = dynpose("annotate", *sources, "--out", out)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("calls")
+def test_an_output_folder_whose_name_is_no_text_is_written(folder: Path, tmp_path: Path) -> None:
+    out = os.fsencode(tmp_path) + b"/out-\xff"
+    command = [sys.executable, "-m", "app.cli", "annotate", folder, "--out", out, "--estimator", "small"]
+    (folder / "a.png").write_bytes(b"no picture")  # so that no network is needed
+    for name in ("b.png", "trip/c.JPG"):
+        (folder / name).unlink()
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
+    assert (done.returncode, done.stdout.decode()) == (
+        1,
+        f"{tmp_path}/out-\\udcff: 0 people in 0 pictures and frames, 1 failed\n",
+    )
 
 
 def test_another_programs_file_is_left_alone(dynpose: Dynpose, calls: Calls, folder: Path, tmp_path: Path):  # noqa: ARG001
@@ -379,6 +445,14 @@ def test_a_video_is_drawn_whole_and_looked_at_as_often_as_asked(
     assert len(frames) == 7
     assert all(np.ptp(frame.astype(int), axis=2).max() > 60 for frame in frames)  # colour, so it is drawn
     assert {path.name for path in out.iterdir()} == {"clip.avi.mp4", "poses.json", "poses.jsonl"}
+
+
+def test_a_video_of_slow_motion_is_drawn_at_its_speed(dynpose: Dynpose, calls: Calls, tmp_path: Path) -> None:  # noqa: ARG001
+    """MPEG-4 has no more than 65,535 ticks a second."""
+    writer = Writer(tmp_path / "drawn.mp4", 119.883)
+    with writer:
+        writer.add(torch.zeros(48, 64, 3, dtype=torch.uint8), ImageResult())
+    assert cv2.VideoCapture(str(tmp_path / "drawn.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(119.88)
 
 
 @pytest.mark.usefixtures("ctrl_c")

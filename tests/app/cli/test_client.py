@@ -71,6 +71,21 @@ def test_a_server_that_does_not_come_back_is_given_up(slept: list[float], answer
     assert sum(slept) == 5
 
 
+def hung_up() -> httpx.Response:
+    raise httpx.ReadError("")
+
+
+@pytest.mark.usefixtures("slept")
+def test_a_picture_that_a_server_hangs_up_on_time_and_again_is_to_blame() -> None:
+    """Its 413 is lost where it closes the connection while the body still comes."""
+    there = [lambda: httpx.Response(200, json={"models": {}})]
+    with pytest.raises(Refused, match="hangs up on it, it may be too large"):
+        posed([hung_up, *there] * 3)
+    assert posed([hung_up, *there, refused, hung_up, *there, hung_up, *there, good]) == b"good"
+    with pytest.raises(ServerError, match="for 5 s"):
+        posed([hung_up, refused] * 10, patience_s=5)
+
+
 @pytest.mark.parametrize("status", [400, 413, 415, 422, 500, 504])
 def test_what_is_said_of_a_picture_concerns_that_picture(status: int) -> None:
     with pytest.raises(Refused, match=rf"why \({status}\)"):
