@@ -1,8 +1,13 @@
 """`python -m app`: serve. Exit code 0 after an orderly end, 1 when the service cannot start."""
 
 import gc
+import os
+import signal
 
 gc.disable()  # nothing of what is imported is garbage, and to look for some takes half a second
+if __name__ == "__main__":
+    # Until uvicorn has a handler of its own: the first process of a container does not hear SIGTERM without one.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 import contextlib
 import ctypes

@@ -35,6 +35,9 @@ from app.service import Service
 from app.settings import Settings, SettingsError, load_settings
 from deploy.ray_stages import STAGES, RemoteService, Replica, begin
 
+NAME = "dynpose"
+"""Of the application on its cluster."""
+
 UNBOUNDED = 100_000
 """Calls at a time to one replica: the ingress's admission bounds them, and nothing is refused in the middle."""
 
@@ -73,6 +76,12 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
+
+    def check_health(self) -> None:
+        """Called by Serve now and then, which starts another ingress when it raises."""
+        failure = self._app.state.service.failure
+        if failure is not None:
+            raise RuntimeError(failure)
 
     async def drain(self) -> None:
         """Refuse new work. Returns once what was admitted is answered, at the latest after SHUTDOWN_GRACE_S."""
@@ -139,15 +148,18 @@ def main() -> int:
         return 1
     host, port = options["host"] or settings.host, options["port"] or settings.port
     start(options["address"], scale, host, port)
-    stop = threading.Event()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda *_: stop.set())
     quiet = LoggingConfig(enable_access_log=False)  # the ingress has a line for each request
-    ingress = serve.run(application(settings, scale), name="dynpose", logging_config=quiet)
+    ingress = serve.run(application(settings, scale), name=NAME, logging_config=quiet)
+    stop = threading.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):  # before, they end a wait for what the cluster may never have
+        signal.signal(sig, lambda *_: stop.set())
     print(f"ready on http://{host}:{port}", flush=True)
     stop.wait()
     ingress.drain.remote().result()
-    serve.shutdown()
+    if options["address"] is None:
+        serve.shutdown()
+    else:
+        serve.delete(NAME)  # others serve on that cluster, too
     ray.shutdown()
     return 0
 

@@ -6,6 +6,7 @@ picture is put into Ray's object store once, and read in place by whichever stag
 """
 
 import asyncio
+import contextvars
 import logging
 import os
 import sys
@@ -159,9 +160,12 @@ class Replica:
 
 
 class Waiting(NamedTuple):
+    """context: of the request, by which Serve knows what to cancel when its client hangs up."""
+
     item: Any
     ticket: Ticket
     future: asyncio.Future[Any]
+    context: contextvars.Context
 
 
 class RemoteQueue(BatchQueue[Any, Any]):
@@ -178,7 +182,7 @@ class RemoteQueue(BatchQueue[Any, Any]):
         loop = asyncio.get_running_loop()
         if not self._turn:
             loop.call_soon(self._send)
-        self._turn.append(Waiting(item, ticket, loop.create_future()))
+        self._turn.append(Waiting(item, ticket, loop.create_future(), contextvars.copy_context()))
         return self._turn[-1].future
 
     def _send(self) -> None:
@@ -188,7 +192,8 @@ class RemoteQueue(BatchQueue[Any, Any]):
             groups[one.ticket, id(one.item.picture)].append(one)
         for group in groups.values():
             for start in range(0, len(group), self._stage.limit):  # more than a batch is for several replicas
-                call = asyncio.create_task(self._call(group[start : start + self._stage.limit]))
+                part = group[start : start + self._stage.limit]
+                call = asyncio.create_task(self._call(part), context=part[0].context)
                 self._calls.add(call)
                 call.add_done_callback(self._calls.discard)
 

@@ -78,6 +78,21 @@ def test_a_delay_keeps_the_port_open_and_says_draining(start: Start):
     assert server.process.wait(30) == 0
 
 
+def test_a_signal_while_modules_are_imported_ends_the_process(start: Start):
+    """The kernel drops a signal to the first process of a container that has no handler for it."""
+    server = start()
+    status = Path(f"/proc/{server.process.pid}/status")
+
+    def caught() -> int:
+        (mask,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+        return int(mask, 16) >> (signal.SIGTERM - 1) & 1
+
+    assert until(caught)
+    assert server.log.read_text() == ""
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+
+
 def test_a_signal_while_networks_are_loaded_waits_for_none_of_them(start: Start, tmp_path: Path):
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "pair"))
     (folder / "detector.safetensors").unlink()
