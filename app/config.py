@@ -158,7 +158,7 @@ class ConfigStore:
         warnings = []
         own = self._own_calibration
         namesake = (self._calibration_dir or own.parent) / own.name
-        if self.live.calibration == own.name and namesake.exists() and not namesake.samefile(own):
+        if self.live.calibration == own.name and _is_another(namesake, own):
             warnings.append(
                 f"{own.name} names the pair's own calibration; the file of that name in CALIBRATION_DIR is not used: "
                 "give it another name"
@@ -281,3 +281,11 @@ def _explain(error: Any) -> str:
         return f"{name}: unknown or read-only; one can change {', '.join(ConfigPatch.model_fields)}"
     field = ConfigPatch.model_fields.get(name)
     return f"{name}: {error['msg']} ({field.description})" if field else f"{name}: {error['msg']}"
+
+
+def _is_another(path: Path, own: Path) -> bool:
+    """Whether a file other than `own` is there."""
+    try:
+        return not path.samefile(own)
+    except OSError:  # none is, or none that can be reached
+        return False

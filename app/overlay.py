@@ -18,6 +18,8 @@ MIN_SIDE = 640
 """Pictures whose longest side is smaller are enlarged, so that labels can be read."""
 SUPERSAMPLED_PIXELS = 2_000_000
 """Up to this size lines are drawn at twice the size and scaled down, which smooths them."""
+MAX_FONT = 300
+"""Pixels. The letters of a picture half a million pixels long would take a minute."""
 JPEG_MAX_SIDE = 65_500
 """What the encoder takes."""
 
@@ -44,7 +46,7 @@ def draw(pixels: Tensor, result: ImageResult) -> Image.Image:
             unit=unit,
             size=canvas.size,
         )
-    font = ImageFont.load_default(max(canvas.size) / 55)
+    font = ImageFont.load_default(min(max(canvas.size) / 55, MAX_FONT))
     for person in reversed(result.people):
         _label(pen, person, factor, font, canvas.width)
     _legend(pen, result, font, canvas.height)

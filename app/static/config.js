@@ -30,7 +30,9 @@ export class Config {
   }
 
   #turned() {
-    return this.#p !== null && byId("service-p").valueAsNumber !== this.#p;
+    const slider = byId("service-p");
+    // A slider stands on a multiple of its step, and so beside a p like 0.333.
+    return this.#p !== null && Math.abs(slider.valueAsNumber - this.#p) > 0.501 * slider.step;
   }
 
   #take({ config, etag }, { keepSlider = false } = {}) {

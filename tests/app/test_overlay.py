@@ -134,3 +134,9 @@ def test_what_is_too_long_for_a_jpeg_comes_as_png(side: int, kind: str) -> None:
     data, found = encode(Image.new("RGB", (side, 1)), "image/jpeg")
     assert found == kind
     assert Image.open(io.BytesIO(data)).size == (side, 1)
+
+
+def test_the_letters_of_a_very_long_picture_stay_small() -> None:
+    """Pillow raises for those of a hundredth of this, and takes a second for each word of half as large ones."""
+    size = (600_000, 4)
+    assert draw(grey(*size), ImageResult([person(y=0, side=4)])).size == size

@@ -202,6 +202,12 @@ def test_a_file_with_the_name_of_the_pairs_own_calibration_is_told_of(serve, tmp
     assert "give it another name" in warning
 
 
+def test_a_calibration_folder_that_cannot_be_looked_into_does_no_harm(serve, tmp_path: Path):
+    client = serve(calibration_dir=tmp_path / ("x" * 300))
+    assert client.get("/config").json()["warnings"] == []
+    assert patch(client, {"p": 0.1}).status_code == 200
+
+
 def test_changes_survive_a_restart_with_a_state_file(serve, tmp_path: Path):
     state = tmp_path / "state.json"
     patch(serve(state_file=state), {"p": 0.125, "policy": "top"})
