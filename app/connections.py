@@ -1,9 +1,11 @@
-"""Connections that cannot be held for nothing: uvicorn itself waits for ever for a request's head, and for a client to
-take its answer."""
+"""Connections that cannot be held for nothing, and whose last answer arrives: uvicorn itself waits for ever for a
+request's head and for a client to take its answer, and closes on clients that still send."""
 
 import asyncio
 import resource
+from typing import Any, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_OPEN_FILES = 65_536
@@ -11,15 +13,20 @@ MAX_OPEN_FILES = 65_536
 
 class Connection(H11Protocol):
     """One client's connection, looked at every `patience_s` seconds. It is closed when all the time since the last look
-    it waited for the head of a request, or for the client to take a byte of the answer. Bodies have a time limit of
-    their own (`intake`)."""
+    it waited for the head of a request, for the client to take a byte of the answer, or to hear that this was the last.
+    Bodies have a time limit of their own (`intake`)."""
 
     patience_s = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, LastWord(transport, self))
         self._seen: object = None
         self._look()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -33,6 +40,32 @@ class Connection(H11Protocol):
             return
         self._seen = state
         self._timer = self.loop.call_later(self.patience_s, self._look)
+
+
+class LastWord:
+    """A transport that is closed only for writing while a request's body still comes, and of which the rest is let
+    pass. Else the kernel would reset the connection, and the client would often lose the answer, such as that its body
+    is too large. The client closes then, or the connection's patience ends."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._said = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._said or self._transport.is_closing()
+
+    def close(self) -> None:
+        """The second time at once."""
+        if self._said or self._connection.conn.their_state is not h11.SEND_BODY:
+            self._transport.close()
+            return
+        self._said = True
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()
 
 
 def connection_class(patience_s: float) -> type[Connection]:

@@ -24,6 +24,8 @@ async def application(scope: dict[str, Any], _: Receive, send: Send) -> None:
         await asyncio.sleep(5 * PATIENCE_S)
     body = LARGE if scope["path"] == "/large" else b"done"
     headers = [(b"content-length", str(len(body)).encode())]
+    if scope["path"] == "/refused":  # before its body was read
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -133,4 +135,32 @@ async def test_a_kept_connection_is_good_for_as_long_as_it_is_used(client):
     for _ in range(20):
         client.writer.write(GET % b"")
         assert await answer(client.reader) == b"done"
+        await asyncio.sleep(PATIENCE_S / 5)
+
+
+POST = b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(LARGE)
+
+
+@with_connection
+async def test_a_client_that_still_sends_gets_its_answer(client: Client) -> None:
+    client.writer.write(POST)
+    await asyncio.sleep(
+        2 * PATIENCE_S / 10
+    )  # the answer is out, and more of the body comes than the kernel holds
+    for begin in range(0, len(LARGE), 1_000_000):
+        client.writer.write(LARGE[begin : begin + 1_000_000])
+        await client.writer.drain()
+    assert (await client.reader.read()).endswith(b"done")
+    client.writer.close()
+    while client.state.connections:
+        await asyncio.sleep(0)
+
+
+@with_connection
+async def test_a_client_that_sends_for_ever_is_closed(client: Client) -> None:
+    client.writer.write(POST.replace(str(len(LARGE)).encode(), b"9" * 15))
+    assert (await client.reader.read()).endswith(b"done")
+    while client.state.connections:
+        with suppress(ConnectionError):
+            client.writer.write(b"x")
         await asyncio.sleep(PATIENCE_S / 5)

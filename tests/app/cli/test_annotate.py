@@ -395,7 +395,9 @@ def test_an_output_folder_whose_name_is_no_text_is_written(folder: Path, tmp_pat
     (folder / "a.png").write_bytes(b"no picture")  # so that no network is needed
     for name in ("b.png", "trip/c.JPG"):
         (folder / name).unlink()
-    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT)
+    done = subprocess.run(
+        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, cwd=ROOT
+    )
     assert (done.returncode, done.stdout.decode()) == (
         1,
         f"{tmp_path}/out-\\udcff: 0 people in 0 pictures and frames, 1 failed\n",
