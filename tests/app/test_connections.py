@@ -39,10 +39,10 @@ class Client(NamedTuple):
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Client]:
+async def connected(patience_s: float = PATIENCE_S) -> AsyncIterator[Client]:
     config = uvicorn.Config(
         application,
-        http=connection_class(PATIENCE_S),
+        http=connection_class(patience_s),
         lifespan="off",
         log_config=None,
         timeout_keep_alive=LONG,
