@@ -141,19 +141,22 @@ async def test_a_kept_connection_is_good_for_as_long_as_it_is_used(client):
 POST = b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(LARGE)
 
 
-@with_connection
-async def test_a_client_that_still_sends_gets_its_answer(client: Client) -> None:
-    client.writer.write(POST)
-    await asyncio.sleep(
-        2 * PATIENCE_S / 10
-    )  # the answer is out, and more of the body comes than the kernel holds
-    for begin in range(0, len(LARGE), 1_000_000):
-        client.writer.write(LARGE[begin : begin + 1_000_000])
-        await client.writer.drain()
-    assert (await client.reader.read()).endswith(b"done")
-    client.writer.close()
-    while client.state.connections:
-        await asyncio.sleep(0)
+def test_a_client_that_still_sends_gets_its_answer() -> None:
+    async def run() -> None:
+        async with asyncio.timeout(LONG), connected(LONG) as client:
+            client.writer.write(POST)
+            await asyncio.sleep(
+                PATIENCE_S
+            )  # the answer is out, and more of the body comes than the kernel holds
+            for begin in range(0, len(LARGE), 1_000_000):
+                client.writer.write(LARGE[begin : begin + 1_000_000])
+                await client.writer.drain()
+            assert (await client.reader.read()).endswith(b"done")
+            client.writer.close()
+            while client.state.connections:
+                await asyncio.sleep(0)
+
+    asyncio.run(run())
 
 
 @with_connection
