@@ -318,6 +318,14 @@ def patch(server: LiveServer, p: float) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/config", body, kind, method="PATCH")).close()
 
 
+def test_a_p_between_the_slider_s_steps_is_no_change_that_waits(live, visit: Visit):
+    page = visit(live(p=0.333))
+    expect(page.locator("#service-p-value")).to_have_text("0.33")
+    expect(page.locator("#apply")).to_be_disabled()
+    turn(page, "#service-p", 0.34)
+    expect(page.locator("#service-p-value")).to_have_text("0.33 → 0.34")
+
+
 def test_somebody_else_s_change_is_seen_and_not_overwritten(live, visit: Visit):
     server = live()
     page = visit(server)
