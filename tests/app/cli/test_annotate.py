@@ -449,7 +449,7 @@ def test_a_video_is_drawn_whole_and_looked_at_as_often_as_asked(
     assert {path.name for path in out.iterdir()} == {"clip.avi.mp4", "poses.json", "poses.jsonl"}
 
 
-def test_a_video_of_slow_motion_is_drawn_at_its_speed(dynpose: Dynpose, calls: Calls, tmp_path: Path) -> None:  # noqa: ARG001
+def test_a_video_of_slow_motion_is_drawn_at_its_speed(tmp_path: Path) -> None:
     """MPEG-4 has no more than 65,535 ticks a second."""
     writer = Writer(tmp_path / "drawn.mp4", 119.883)
     with writer:
