@@ -20,6 +20,7 @@ from app.errors import ApiError
 from app.multipart import read_parts
 from app.settings import Settings
 from app.strict_json import NotJson, RefusedJson, loads
+from models.album import to_device
 
 TAKEN = "send multipart/form-data, image/* or application/json"
 CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
@@ -117,7 +118,7 @@ def to_picture(upload: Upload, device: torch.device) -> Picture:
     pixels = decode(upload.data)
     height, width, _ = pixels.shape
     check_boxes(upload.boxes or (), width, height)
-    return Picture(pixels.to(device), upload.name, width, height, upload.image_id)
+    return Picture(to_device(pixels, device), upload.name, width, height, upload.image_id)
 
 
 def check_boxes(boxes: Sequence[Bbox], width: int, height: int) -> None:

@@ -19,6 +19,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
 from app.settings import Settings
+from models.album import to_device
 from models.openvino import PIECES
 from models.runtime import (
     cores,
@@ -251,7 +252,7 @@ def side_by_side(device: torch.device) -> int:
 def warm(pair: Pair, stages: Sequence[Stage]) -> None:
     """Run every network at every batch size, so that the first requests do not pay for it; and once more, so that each
     stage knows what batching saves."""
-    pictures = [torch.zeros(*shape, 3, dtype=torch.uint8, device=pair.device) for shape in ASPECTS]
+    pictures = [to_device(torch.zeros(*shape, 3, dtype=torch.uint8), pair.device) for shape in ASPECTS]
     person = PersonItem(pictures[0], (100.0, 100.0, 150.0, 300.0), 1.0, flip_test=False)
 
     def items(stage: Stage) -> list[Any]:

@@ -28,6 +28,7 @@ from app.decode import decode
 from app.policy import Route, SplitPolicy
 from benchmarks.pictures import Post, read_posts
 from calibration.thresholds import read_calibration
+from models.album import to_device
 from models.defaults import MIN_SCORE, POLICY, THETA
 from models.estimator import PoseEstimator
 from models.runtime import (
@@ -116,7 +117,7 @@ class Stages:
 
     def decode(self, body: bytes) -> Tensor:
         with self._clock("decode"):
-            return decode(body).to(self.pair.device)
+            return to_device(decode(body), self.pair.device)
 
     def poses(self, pictures: Sequence[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """Boxes (M, 5) x, y, w, h, score and M keypoints (K, 3) of each picture."""
@@ -278,7 +279,7 @@ def given(pair: Pair, posts: Sequence[Post], sizes: Mapping[str, int], rounds: i
 
 
 def _people(pair: Pair, posts: Sequence[Post]) -> tuple[list[Tensor], list[Boxed]]:
-    pictures = [decode(post.body).to(pair.device) for post in posts]
+    pictures = [to_device(decode(post.body), pair.device) for post in posts]
     return pictures, [
         (picture, box) for picture in pictures for box in pair.detector([picture], [MIN_SCORE])[0]
     ]

@@ -180,6 +180,12 @@ def encode(
     return heatmaps * (weights >= 0.5)[:, :, None, None], weights
 
 
+@functools.cache
+def _mirror(skeleton: Skeleton, device: torch.device) -> Tensor:
+    """Which keypoint is where each was, in a mirrored picture."""
+    return torch.tensor(skeleton.flip_index, device=device)
+
+
 def flip_heatmaps(heatmaps: Tensor, shift: bool, skeleton: Skeleton = COCO) -> Tensor:
     """Heatmaps (N, K, h, w) of a mirrored crop as if of the crop itself: columns mirrored, left and right
     swapped.
@@ -187,7 +193,7 @@ def flip_heatmaps(heatmaps: Tensor, shift: bool, skeleton: Skeleton = COCO) -> T
     shift: move them one cell right (column 0 stays), which mends the half-cell bias of a plain, non-UDP
     codec.
     """
-    flipped = heatmaps[:, list(skeleton.flip_index)].flip(3)
+    flipped = heatmaps[:, _mirror(skeleton, heatmaps.device)].flip(3)
     if shift:
         flipped = torch.cat((flipped[..., :1], flipped[..., :-1]), dim=3)
     return flipped
@@ -208,5 +214,5 @@ def decode_simcc(x: Tensor, y: Tensor, split_ratio: float = 2) -> tuple[Tensor, 
 
 def flip_simcc(x: Tensor, y: Tensor, skeleton: Skeleton = COCO) -> tuple[Tensor, Tensor]:
     """Vectors (N, K, bins) of a mirrored crop as if of the crop itself: x reversed, left and right swapped."""
-    index = list(skeleton.flip_index)
+    index = _mirror(skeleton, x.device)
     return x[:, index].flip(2), y[:, index]

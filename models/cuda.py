@@ -1,11 +1,12 @@
 """CUDA graphs as a runtime of `models.runtime`: the kernels of a network are recorded once for each shape of its input
 and then launched together, without Python in between."""
 
+import contextlib
 import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -23,6 +24,23 @@ _recording = threading.Lock()
 _wanted = False  # until a network is to be recorded
 
 
+class _State(threading.local):
+    """recording: whether this thread is at a recording."""
+
+    recording = False
+
+    @contextlib.contextmanager
+    def within(self) -> Iterator[None]:
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+
+_state = _State()
+
+
 class Recording(NamedTuple):
     graph: torch.cuda.CUDAGraph
     input: Tensor
@@ -33,7 +51,8 @@ class Recorded:
     """A function of one tensor (N, ...) to one or more (N, ...) as CUDA graphs, for one thread at a time.
 
     Batches are filled up to a power of two. What lies between input and output shares its memory with other recordings,
-    as only one of them runs at a time. What cannot be recorded runs as it is, and the log says so.
+    as only one of them runs at a time. What cannot be recorded runs as it is, and the log says so. Within the recording
+    of another function it is a part of that.
     """
 
     def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], name: str) -> None:
@@ -45,12 +64,24 @@ class Recorded:
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            recording = self._recording(batch) if self._recordable and 0 < len(batch) <= MAX_BATCH else None
-            if recording is None:
-                return self._run(batch)
-            recording.input[: len(batch)].copy_(batch, non_blocking=True)
-            recording.graph.replay()
-            return tuple(output[: len(batch)].clone() for output in recording.outputs)
+            outputs = self._replayed(batch)
+            return self._run(batch) if outputs is None else tuple(output.clone() for output in outputs)
+
+    def on_cpu(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """As the call, but the outputs are on the CPU."""
+        with torch.inference_mode():
+            outputs = self._replayed(batch)
+            return tuple(output.cpu() for output in (self._run(batch) if outputs is None else outputs))
+
+    def _replayed(self, batch: Tensor) -> list[Tensor] | None:
+        """What the next replay writes over; None where there is no recording."""
+        recordable = self._recordable and not _state.recording and 0 < len(batch) <= MAX_BATCH
+        recording = self._recording(batch) if recordable else None
+        if recording is None:
+            return None
+        recording.input[: len(batch)].copy_(batch, non_blocking=True)
+        recording.graph.replay()
+        return [output[: len(batch)] for output in recording.outputs]
 
     def _recording(self, batch: Tensor) -> Recording | None:
         size = 1 << (len(batch) - 1).bit_length()
@@ -76,7 +107,11 @@ class Recorded:
             static = static.contiguous(memory_format=torch.channels_last)
         static[: len(batch)].copy_(batch)
         # One at a time in the process: a recording begins by waiting for the device, which another one forbids.
-        with _recording, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        with (
+            _recording,
+            _state.within(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+        ):
             beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.defaults import DETECTOR_SIZE, NMS_IOU
-from models.geometry import sample_crops
+from models.geometry import on_crops
 from models.pickles import unpickle
 from models.runtime import Network
 
@@ -169,19 +170,38 @@ class YoloDetector:
 
     def __call__(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
         """As `Detector`. A picture's boxes do not depend on the others in the batch: only equal shapes run together."""
+        if pictures and pictures[0].is_cuda:
+            return self._in_squares(pictures, min_scores)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        inputs = letterbox_all(pictures, self.input_size)
+        inputs = [letterbox(picture, self.input_size) for picture in pictures]
         for index, image in enumerate(inputs):
             groups[tuple(image.shape)].append(index)
         results: list[Tensor] = [torch.empty(0, 5)] * len(pictures)
         for members in groups.values():
-            images = torch.stack([inputs[index].permute(1, 2, 0) for index in members])
-            batch = images.float().div_(255).permute(0, 3, 1, 2)  # channels last, as they came
-            # On the CPU: on CUDA every step of the suppression would wait for the device.
-            for index, candidates in zip(members, self.network(batch).cpu(), strict=True):
-                found = suppress(candidates, min_scores[index], NMS_IOU)
-                results[index] = to_boxes(found, pictures[index], self.input_size, min_scores[index])
+            outputs = self._run(torch.stack([inputs[index].permute(1, 2, 0) for index in members]))
+            for index, candidates in zip(members, outputs, strict=True):
+                results[index] = self._boxes(candidates, pictures[index], min_scores[index])
         return results
+
+    def _in_squares(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:
+        """On CUDA all in one go: there equal shapes are worth more than few pixels, as a network is recorded for
+        each."""
+        size = self.input_size
+        outputs = on_crops(
+            pictures, square_matrices(pictures, size), (size, size), self._of_squares, fill=FILL
+        )
+        # On the CPU, since on CUDA every step of the suppression would wait for the device.
+        return list(map(self._boxes, outputs.cpu(), pictures, min_scores))
+
+    def _of_squares(self, crops: Tensor) -> Tensor:
+        return self._run(crops.permute(0, 2, 3, 1))
+
+    def _run(self, images: Tensor) -> Tensor:
+        """(N, h, w, 3) uint8 -> what the network gives."""
+        return self.network(images.float().div_(255).permute(0, 3, 1, 2))  # channels last, as they came
+
+    def _boxes(self, candidates: Tensor, picture: Tensor, min_score: float) -> Tensor:
+        return to_boxes(suppress(candidates, min_score, NMS_IOU), picture, self.input_size, min_score)
 
 
 def suppress(candidates: Tensor, min_score: float, iou: float) -> Tensor:
@@ -189,26 +209,27 @@ def suppress(candidates: Tensor, min_score: float, iou: float) -> Tensor:
 
     candidates: (5, anchors) x, y (centre), w, h, score. Returns (M, 5) x1, y1, x2, y2, score, best first.
     """
-    rows = candidates.T[candidates[4] >= min_score]
-    boxes = torch.cat([rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]], dim=1)
+    values = (
+        candidates.numpy()
+    )  # each step of torch's would let go of the interpreter, and wait to have it again
+    rows = values[:, values[4] >= min_score].T
+    boxes = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]], axis=1)
     # torchvision's would do as well, but importing it takes 160 MB and seconds.
     kept = cv2.dnn.NMSBoxes(boxes.tolist(), rows[:, 4].tolist(), 0.0, iou)[:MAX_DETECTIONS]
     boxes[:, 2:] += boxes[:, :2]
-    return torch.cat([boxes, rows[:, 4:]], dim=1)[torch.as_tensor(kept, dtype=torch.long)]
+    return torch.from_numpy(np.concatenate([boxes, rows[:, 4:]], axis=1)[np.array(kept, dtype=np.int64)])
 
 
-def letterbox_all(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Pictures -> (3, h, w) uint8 each. On CUDA all in one go, and square: there equal shapes are worth more than few
-    pixels, as a network is recorded for each."""
-    if not (pictures and pictures[0].is_cuda):
-        return [letterbox(picture, size) for picture in pictures]
-    matrices = torch.zeros(len(pictures), 2, 3, dtype=torch.float64)
+def square_matrices(pictures: Sequence[Tensor], size: int) -> Tensor:
+    """(N, 2, 3) float64 from each picture to the left upper part of a square of `size` pixels, as `letterbox` puts it
+    there."""
+    matrices = np.zeros((len(pictures), 2, 3))
     for matrix, picture in zip(matrices, pictures, strict=True):
         extents = picture.shape[1], picture.shape[0]
         for axis, (new, old) in enumerate(zip(resized_extents(*extents, size), extents, strict=True)):
             matrix[axis, axis] = new / old
             matrix[axis, 2] = (new / old - 1) / 2  # corners of pictures coincide, not their first pixels
-    return list(sample_crops(pictures, matrices, (size, size), fill=FILL))
+    return torch.from_numpy(matrices)
 
 
 def letterbox(picture: Tensor, size: int) -> Tensor:
@@ -231,9 +252,9 @@ def resized_extents(width: int, height: int, size: int) -> tuple[int, int]:
 def to_boxes(found: Tensor, picture: Tensor, size: int, min_score: float) -> Tensor:
     """Rows (M, 5) x1, y1, x2, y2, score in pixels of what `letterbox` made -> (M, 5) as of a `Detector`."""
     height, width = picture.shape[:2]
-    found = found[found[:, 4] >= min_score]
-    corners = found[:, :4] * max(height, width) / size
-    corners[:, 0::2].clamp_(0, width)
-    corners[:, 1::2].clamp_(0, height)
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2], found[:, 4:5]], dim=1)
-    return boxes[(boxes[:, 2] > 0) & (boxes[:, 3] > 0)]
+    rows = found.numpy()
+    rows = rows[rows[:, 4] >= min_score]
+    corners = rows[:, :4] * (max(height, width) / size)
+    left, top, right, bottom = corners.clip(0, (width, height, width, height), dtype=np.float32).T
+    boxes = np.stack([left, top, right - left, bottom - top, rows[:, 4]], axis=1)
+    return torch.from_numpy(boxes[(boxes[:, 2] > 0) & (boxes[:, 3] > 0)])

@@ -12,8 +12,8 @@ from models.geometry import (
     Normalization,
     center_scale,
     crop_matrix,
-    cut_crops,
     normalize,
+    on_crops,
     to_picture,
 )
 from models.runtime import Network
@@ -57,23 +57,37 @@ class PoseEstimator:
         pass it now and then, and may be below 0.
         """
         matrices = crop_matrix(*self._frame(boxes), self.input_size, udp=self.udp)
-        crops = normalize(cut_crops(pictures, matrices, self.input_size), self.normalization)
-        output = self.network(crops)
-        if flip_test:
-            output = (output + self._flipped(self.network(crops.flip(3)))) / 2
-        return self.keypoints(output, boxes)
+        then = self._of_both if flip_test else self._of_crops
+        return self.in_picture(on_crops(pictures, matrices, self.input_size, then), boxes)
 
-    def keypoints(self, output: Tensor, boxes: Tensor) -> Tensor:
-        """What the network's output for the crops of `boxes` (N, 4) says, as `__call__` returns it."""
+    def in_picture(self, found: Tensor, boxes: Tensor) -> Tensor:
+        """What `decoded` gives for the crops of `boxes` (N, 4), as `__call__` returns it."""
+        found = found.cpu()
+        points = to_picture(found[:, :, :2], *self._frame(boxes), (1, 1))
+        return torch.cat([points, found[:, :, 2:]], dim=2)
+
+    def decoded(self, output: Tensor) -> Tensor:
+        """The network's output (N, ...) -> (N, K, 3) float32 where it lies: x and y in widths and heights of the crop,
+        and score."""
         if self.codec == "simcc":
             x, y = self._vectors(output)
             points, scores = decode_simcc(x, y, output.shape[2] / sum(self.input_size))
-            size = self.input_size
+            width, height = self.input_size
         else:
             points, scores = decode(output, self.codec)
-            size = (output.shape[3], output.shape[2])
-        points = to_picture(points.cpu(), *self._frame(boxes), size, udp=self.udp)
-        return torch.cat([points, scores.cpu().unsqueeze(-1)], dim=-1).float()
+            height, width = output.shape[2:]
+            if self.udp:  # between the centres of the first and the last cell
+                width, height = width - 1, height - 1
+        x, y = points.unbind(2)
+        return torch.stack((x / width, y / height, scores), dim=2).float()
+
+    def _of_crops(self, crops: Tensor) -> Tensor:
+        return self.decoded(self.network(normalize(crops, self.normalization)))
+
+    def _of_both(self, crops: Tensor) -> Tensor:
+        """With what the net says of the mirrored crops."""
+        crops = normalize(crops, self.normalization)
+        return self.decoded((self.network(crops) + self._flipped(self.network(crops.flip(3)))) / 2)
 
     def _frame(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and size of the crops."""

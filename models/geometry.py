@@ -6,7 +6,7 @@ conventions are those of MMPose's top-down nets: `plain` matrices have one scale
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.album import Album, places
 from models.cuda import recorded_on_cuda
 from models.defaults import ASPECT, PADDING
 
@@ -37,6 +38,9 @@ IMAGENET = Normalization()
 CV2_MAX_SIDE = 32766  # OpenCV addresses the source of a warp with 16-bit integers
 MIN_EXTENT = 1e-3
 
+CROP_ROW = 9
+"""Numbers that say where a crop lies."""
+
 
 def center_scale(boxes: Tensor, aspect: float = ASPECT, padding: float = PADDING) -> tuple[Tensor, Tensor]:
     """Centre and size of the crop of each box.
@@ -45,13 +49,13 @@ def center_scale(boxes: Tensor, aspect: float = ASPECT, padding: float = PADDING
     height in picture pixels: the padded box, enlarged along one side to the aspect (width / height). An
     extent of zero counts as 0.001 px, so that the result is always invertible.
     """
-    center = boxes[:, :2] + boxes[:, 2:] / 2
-    width, height = (boxes[:, 2:] * padding).clamp(min=MIN_EXTENT).unbind(1)
-    wide = width > aspect * height
-    scale = torch.stack(
-        (torch.where(wide, width, aspect * height), torch.where(wide, width / aspect, height)), dim=1
-    )
-    return center, scale
+    values = (
+        boxes.numpy()
+    )  # small steps: each of torch's would let go of the interpreter, and wait to have it again
+    center = values[:, :2] + values[:, 2:] / 2
+    width, height = (values[:, 2:] * padding).clip(min=MIN_EXTENT).T
+    scale = np.stack((np.maximum(width, aspect * height), np.maximum(width / aspect, height)), axis=1)
+    return torch.from_numpy(center), torch.from_numpy(scale)
 
 
 def crop_matrix(
@@ -68,25 +72,27 @@ def crop_matrix(
     turns the picture counter-clockwise (as seen) with the plain matrix and clockwise with the UDP one, as
     MMPose does.
     """
-    center, scale = center.double(), scale.double()
+    centers, extents = center.double().numpy(), scale.double().numpy()
     width, height = size
-    angle = torch.zeros(len(center), dtype=torch.float64) if rotation is None else rotation.double().deg2rad()
+    angle = np.zeros(len(centers)) if rotation is None else np.deg2rad(rotation.double().numpy())
     if udp:
-        factor = torch.tensor([width - 1, height - 1], dtype=torch.float64) / scale
-        middle = scale / 2 * factor
+        factor = np.array([width - 1, height - 1]) / extents
+        middle = extents / 2 * factor
     else:
-        factor = (width / scale[:, :1]).expand(-1, 2)
-        middle = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+        factor = np.repeat(width / extents[:, :1], 2, axis=1)
+        middle = np.array([width / 2, height / 2])
         angle = -angle
-    cos, sin = angle.cos(), angle.sin()
-    turn = torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1)
-    linear = factor.unsqueeze(2) * turn
-    shift = middle - (linear @ center.unsqueeze(2)).squeeze(2)
-    return torch.cat((linear, shift.unsqueeze(2)), dim=2)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.stack((np.stack((cos, -sin), 1), np.stack((sin, cos), 1)), 1)
+    linear = factor[:, :, None] * turn
+    shift = middle - (linear @ centers[:, :, None])[:, :, 0]
+    return torch.from_numpy(np.concatenate((linear, shift[:, :, None]), axis=2))
 
 
-def cut_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear crops, zero outside the picture.
+def cut_crops(
+    pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int], *, fill: int = 0
+) -> Tensor:
+    """Bilinear crops, `fill` outside the picture.
 
     pictures: N tensors (H, W, 3) uint8, all on one device; the same object may repeat. matrices: (N, 2, 3)
     from picture to crop, picture i goes with matrix i. Returns (N, 3, h, w) uint8 in channels-last memory
@@ -94,36 +100,80 @@ def cut_crops(pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int
     """
     width, height = size
     if pictures and pictures[0].is_cuda:
-        return sample_crops(pictures, matrices, size)
+        return sample_crops(pictures, matrices, size, fill=fill)
     crops = np.empty((len(pictures), height, width, 3), dtype=np.uint8)
     warps = matrices.cpu().numpy()
     for picture, matrix, crop in zip(pictures, warps, crops, strict=True):
         if max(picture.shape[:2]) > CV2_MAX_SIDE:
-            sampled = sample_crops([picture], torch.from_numpy(matrix)[None], size)
+            sampled = sample_crops([picture], torch.from_numpy(matrix)[None], size, fill=fill)
             crop[:] = sampled[0].permute(1, 2, 0).numpy()
         else:
-            cv2.warpAffine(picture.numpy(), matrix, size, dst=crop, flags=cv2.INTER_LINEAR)
+            grey = (fill, fill, fill)
+            cv2.warpAffine(picture.numpy(), matrix, size, dst=crop, flags=cv2.INTER_LINEAR, borderValue=grey)
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def on_crops(
+    pictures: Sequence[Tensor],
+    matrices: Tensor,
+    size: tuple[int, int],
+    then: Callable[..., Tensor],
+    *more: Tensor,
+    fill: int = 0,
+) -> Tensor:
+    """`then`, usually a network with what goes before and after it, of the crops that `cut_crops` makes.
+
+    On CUDA all of it is one recording (`models.cuda`), where the pictures lie in the album. then: (N, 3, h, w) uint8 to
+    (N, ...), with no choice that depends on a value, and equal to itself at every call. more: (N, F) float32 on the
+    CPU, of which `then` gets the like beside the crops, where those are.
+    """
+    found = places(pictures)
+    if found is None:
+        crops = cut_crops(pictures, matrices, size, fill=fill)
+        return then(crops, *(each.to(crops.device) for each in more))
+    album, starts = found
+    rows = torch.cat([_crop_rows(pictures, matrices, starts), *more], dim=1)
+    rows = rows.to(album.pixels.device, non_blocking=True)
+    return _from_album(rows, album, size, fill, then, *(each.shape[1] for each in more))[0]
+
+
+@recorded_on_cuda
+def _from_album(
+    rows: Tensor, album: Album, size: tuple[int, int], fill: int, then: Callable[..., Tensor], *widths: int
+) -> tuple[Tensor, ...]:
+    """rows: those of `_crop_rows`, and beside them what `then` gets besides, of so many columns each."""
+    crops, *more = torch.split(rows, [CROP_ROW, *widths], dim=1)
+    return (then(_gather(album.pixels, crops, size, fill), *(each.float() for each in more)),)
 
 
 def sample_crops(
     pictures: Sequence[Tensor], matrices: Tensor, size: tuple[int, int], *, fill: int = 0
 ) -> Tensor:
-    """`cut_crops` as one batched gather in torch, for CUDA: one flat buffer of pictures, four taps a pixel. fill: the
-    value outside the picture."""
-    width, height = size
+    """`cut_crops` as one batched gather in torch, for CUDA: one flat buffer of pictures, four taps a pixel."""
     unique = {id(picture): picture for picture in pictures}
     buffer = torch.cat([picture.reshape(-1, 3) for picture in unique.values()])
     starts, total = {}, 0
     for key, picture in unique.items():
         starts[key] = total
         total += picture.shape[0] * picture.shape[1]
-    layout = [(starts[id(picture)], picture.shape[1], picture.shape[0]) for picture in pictures]
-    # All that is small goes over in one transfer; float64 holds every start exactly.
-    back = torch.linalg.inv(matrices[:, :, :2].cpu().double())
-    origin = -(back @ matrices[:, :, 2:].cpu().double())
-    crops = torch.cat([back.flatten(1), origin.flatten(1), torch.tensor(layout, dtype=torch.float64)], dim=1)
-    index, weight = _taps(crops.to(buffer.device), width, height)
+    rows = _crop_rows(pictures, matrices, [starts[id(picture)] for picture in pictures])
+    return _gather(buffer, rows.to(buffer.device), size, fill)
+
+
+def _crop_rows(pictures: Sequence[Tensor], matrices: Tensor, starts: Sequence[int]) -> Tensor:
+    """What `_gather` must know of each crop, (N, CROP_ROW) float64 on the CPU, which holds every start exactly: the
+    four elements of the matrix from crop to picture and its shift, and the picture's start in the buffer, columns and
+    rows."""
+    back = np.linalg.inv(matrices[:, :, :2].cpu().double().numpy())
+    origin = -(back @ matrices[:, :, 2:].cpu().double().numpy())
+    layout = [(start, *picture.shape[1::-1]) for start, picture in zip(starts, pictures, strict=True)]
+    rows = np.concatenate([back.reshape(-1, 4), origin.reshape(-1, 2), np.array(layout, np.float64)], axis=1)
+    return torch.from_numpy(rows)
+
+
+def _gather(buffer: Tensor, rows: Tensor, size: tuple[int, int], fill: int) -> Tensor:
+    """Crops (N, 3, h, w) uint8 in channels-last memory. buffer: (pixels, 3) uint8, in which all pictures lie."""
+    index, weight = _taps(rows, *size)
     values = (buffer[index] * weight.unsqueeze(4)).sum(3)
     if fill:
         values += fill * (1 - weight.sum(3, keepdim=True))
@@ -134,8 +184,7 @@ def sample_crops(
 def _taps(crops: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     """Where each pixel of a crop comes from: the flat indices of four pixels and their weights, (N, height, width, 4).
 
-    crops: (N, 9) float64, of each the four elements of the matrix from crop to picture and its shift, and the picture's
-    start in the buffer, columns and rows.
+    crops: (N, CROP_ROW) float64 as of `_crop_rows`.
     """
     xx, xy, yx, yy, x0, y0, start, columns, rows = crops.view(-1, 9, 1, 1).unbind(1)
     y = torch.arange(height, device=crops.device, dtype=torch.float64).unsqueeze(1)
@@ -175,6 +224,7 @@ def to_picture(
 
     center, scale: (N, 2) of the crops. heatmap_size: (width, height) in cells.
     """
-    cells = points.new_tensor(heatmap_size) - (1 if udp else 0)
-    corner = center - scale / 2
-    return points / cells * scale.unsqueeze(1) + corner.unsqueeze(1)
+    cells = np.array(heatmap_size, np.float32) - udp
+    extents = scale.numpy()
+    corner = center.numpy() - extents / 2
+    return torch.from_numpy(points.numpy() / cells * extents[:, None] + corner[:, None])

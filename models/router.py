@@ -6,9 +6,10 @@
 `PoseRouter` sees what a small pose net makes of the crop, and the box: 0.076 G multiply-accumulates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from models.defaults import ROUTER_SIZE
 from models.estimator import PoseEstimator
-from models.geometry import center_scale, crop_matrix, cut_crops, normalize
+from models.geometry import center_scale, crop_matrix, cut_crops, normalize, on_crops
 from models.runtime import Network
 from models.tinypose import CHANNELS, TinyPose
 
@@ -129,7 +130,11 @@ class DifficultyScorer:
     def __call__(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """pictures: N tensors (H, W, 3) uint8 RGB. boxes: (N, 4) x, y, w, h in picture pixels. scores: (N,) of the
         boxes; the paper's router does not look at them. Returns (N,) float32 on the CPU."""
-        return self.network(normalize(router_crops(pictures, boxes))).cpu()
+        center, scale = center_scale(boxes)
+        return on_crops(pictures, crop_matrix(center, scale, ROUTER_SIZE), ROUTER_SIZE, self._scores).cpu()
+
+    def _scores(self, crops: Tensor) -> Tensor:
+        return self.network(normalize(crops))
 
     def with_keypoints(
         self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
@@ -216,7 +221,8 @@ class PoseRouter(nn.Module):
 
 
 class PoseScorer:
-    """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32.
+    """People in pictures -> difficulty, by a PoseRouter. `network` is its `pose`, `head` its head in float32, on the
+    device of what the network gives.
 
     small: the pair's small net, where `network` holds the very same and sees the same crops; then what it says of a
     person need not be computed again.
@@ -231,28 +237,39 @@ class PoseScorer:
 
     def features(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
         """(N, POSE_FEATURES + BOX_FEATURES) float32 on the CPU."""
-        return self._look(pictures, boxes, scores)[0]
+        return self._on_crops(pictures, boxes, scores, self._features)
 
     def __call__(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
         """As DifficultyScorer; scores: (N,) of the boxes, 1 for a box that is known to be right."""
-        with torch.inference_mode():
-            return self.head(self.features(pictures, boxes, scores))  # type: ignore[no-any-return]
+        return self.with_keypoints(pictures, boxes, scores)[0]
 
     def with_keypoints(
         self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Difficulties, and the small net's keypoints (N, K, 3) as of a `PoseEstimator`; None where it is another."""
         with torch.inference_mode():
-            features, heatmaps = self._look(pictures, boxes, scores)
-            keypoints = None if self.small is None else self.small.keypoints(heatmaps, boxes)
-            return self.head(features), keypoints
+            found = self._on_crops(pictures, boxes, scores, self._difficulty_and_keypoints)
+            if self.small is None:
+                return found[:, 0], None
+            return found[:, 0], self.small.in_picture(found[:, 1:].reshape(len(found), -1, 3), boxes)
 
-    def _look(self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Features on the CPU, and heatmaps."""
+    def _on_crops(
+        self, pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor, then: Callable[..., Tensor]
+    ) -> Tensor:
         center, scale = center_scale(boxes)
-        crops = cut_crops(pictures, crop_matrix(center, scale, POSE_SIZE), POSE_SIZE)
+        matrices = crop_matrix(center, scale, POSE_SIZE)
+        return on_crops(pictures, matrices, POSE_SIZE, then, box_features(pictures, boxes, scores)).cpu()
+
+    def _features(self, crops: Tensor, box: Tensor) -> Tensor:
+        return torch.cat([features_and_heatmaps(self.network(normalize(crops)))[0], box], dim=1)
+
+    def _difficulty_and_keypoints(self, crops: Tensor, box: Tensor) -> Tensor:
+        """(N, 1 + 3 K), K = 0 without a small net: one transfer from the device instead of two."""
         pose, heatmaps = features_and_heatmaps(self.network(normalize(crops)))
-        return torch.cat([pose.cpu(), box_features(pictures, boxes, scores)], dim=1), heatmaps
+        difficulty = self.head(torch.cat([pose, box], dim=1))[:, None]
+        if self.small is None:
+            return difficulty  # type: ignore[no-any-return]
+        return torch.cat([difficulty, self.small.decoded(heatmaps).flatten(1)], dim=1)
 
 
 def box_features(pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> Tensor:
@@ -264,21 +281,20 @@ def box_features(pictures: Sequence[Tensor], boxes: Tensor, scores: Tensor) -> T
     the crop's height in longest sides of the picture, whether the left, top, right and bottom edge lie within 3 pixels
     of the border, and the score, plain and as logarithm.
     """
-    width = torch.tensor([picture.shape[1] for picture in pictures], dtype=torch.float32)
-    height = torch.tensor([picture.shape[0] for picture in pictures], dtype=torch.float32)
-    x, y, w, h = boxes.float().unbind(1)
-    side = center_scale(boxes.float())[1][:, 1].clamp(min=1)
-    return torch.stack(
-        [
-            (side / 200).log(),
-            (w.clamp(min=1) / h.clamp(min=1)).log(),
-            side / torch.maximum(width, height),
-            (x < 3).float(),
-            (y < 3).float(),
-            (x + w > width - 3).float(),
-            (y + h > height - 3).float(),
-            scores.float(),
-            (scores.float() + 0.01).log(),
-        ],
-        dim=1,
-    )
+    height, width = np.array([picture.shape[:2] for picture in pictures], np.float32).reshape(-1, 2).T
+    boxes = boxes.float()
+    x, y, w, h = boxes.numpy().T
+    side = center_scale(boxes)[1].numpy()[:, 1].clip(min=1)
+    sure = scores.float().numpy()
+    columns = [
+        np.log(side / 200),
+        np.log(w.clip(min=1) / h.clip(min=1)),
+        side / np.maximum(width, height),
+        x < 3,
+        y < 3,
+        x + w > width - 3,
+        y + h > height - 3,
+        sure,
+        np.log(sure + 0.01),
+    ]
+    return torch.from_numpy(np.stack(columns, axis=1, dtype=np.float32, casting="same_kind"))

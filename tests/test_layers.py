@@ -18,8 +18,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 LEFT_TO_APP = {"fastapi", "starlette", "uvicorn", "prometheus_client", "asyncio", "threading", "time"}
 """models/ has no HTTP, no threads and no clock."""
-LOCKS = ("models/cuda.py", "models/openvino.py")
-"""The device records for one thread at a time; a compiled network runs in one thread at a time."""
+LOCKS = ("models/album.py", "models/cuda.py", "models/openvino.py")
+"""Pictures come and go in several threads; the device records for one thread at a time; a compiled network runs in one
+thread at a time."""
 DOWNLOADS = "models/zoo/fetch.py"
 """A command, no part of the service, though it stands with the pairs that it makes."""
 ASKS_SERVERS = "app/cli/client.py"

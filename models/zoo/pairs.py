@@ -215,10 +215,11 @@ def load_router(
             router.load_state_dict(weights, strict=True)
         shared = small if small and _is_within(router, pair, small) else None  # before it is converted
         network = compile_network(router.pose, device, dtype, runtime, size=POSE_SIZE, cache=_cache(entry))
+        head = router.head.to(device)
         if shared is None:
-            return PoseScorer(network, router.head)
+            return PoseScorer(network, head)
         own = _estimator(shared, lambda crops: features_and_heatmaps(network(crops))[1])
-        return PoseScorer(network, router.head, own)
+        return PoseScorer(network, head, own)
     paper = Router(entry.config if "config" in entry.model_fields_set else _config_of(weights))
     with _fitting(entry):
         checkpoints.load_checkpoint(paper, weights)

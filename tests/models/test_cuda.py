@@ -1,0 +1,115 @@
+"""What only a machine with CUDA can tell."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.album import SIZE, album_of, to_device
+from models.cuda import Recorded
+from models.zoo import Pair, load_pair
+from tests.models.test_detector import photo
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("embedded", CUDA, torch.float16, "cudagraphs")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Pair:
+    return load_pair("embedded", torch.device("cpu"), torch.float32, "eager")
+
+
+def in_album() -> list[Tensor]:
+    return [to_device(photo(name), CUDA) for name in ("bus.jpg", "zidane.jpg", "bus.jpg")]
+
+
+def elsewhere() -> list[Tensor]:
+    return [photo(name).to(CUDA) for name in ("bus.jpg", "zidane.jpg", "bus.jpg")]
+
+
+def test_pictures_come_into_the_album_of_the_device():
+    pictures = in_album()
+    album = album_of(CUDA)
+    assert album is album_of(torch.device("cuda", 0))
+    assert None not in [album.place(picture) for picture in pictures]
+    assert torch.equal(pictures[1].cpu(), photo("zidane.jpg"))
+    assert album.pixels.numel() <= SIZE
+
+
+def test_the_same_comes_out_whether_pictures_lie_in_the_album_or_not(pair: Pair, caplog):
+    with caplog.at_level(logging.WARNING, "dynpose.cuda"):
+        found, expected = [pair.detector(them, [0.3] * 3) for them in (in_album(), elsewhere())]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=0.02)
+        boxes = torch.cat([each[:2] for each in expected])
+        for net in (pair.small, pair.large):
+            for flip_test in (False, True):
+                poses = [
+                    net([picture for picture in them for _ in range(2)], boxes[:, :4], flip_test=flip_test)
+                    for them in (in_album(), elsewhere())
+                ]
+                assert (poses[0] - poses[1]).abs().max() < 0.05
+        for repetition in range(2):
+            scores = [
+                pair.router.with_keypoints(
+                    [picture for picture in them for _ in range(2)], boxes[:, :4], boxes[:, 4]
+                )
+                for them in (in_album(), elsewhere())
+            ]
+            assert torch.allclose(scores[0][0], scores[1][0], atol=1e-3), repetition
+            assert scores[0][1] is not None
+            assert torch.allclose(scores[0][1], scores[1][1], atol=0.05)
+    assert caplog.messages == []  # such as that something cannot be recorded
+
+
+def test_half_precision_on_cuda_is_close_to_the_reference(pair: Pair, reference: Pair):
+    (boxes,) = reference.detector([photo("bus.jpg")], [0.5])
+    (found,) = pair.detector([to_device(photo("bus.jpg"), CUDA)], [0.5])
+    assert torch.allclose(boxes, found, atol=4)  # letterboxed otherwise
+    many, ours = [photo("bus.jpg")] * len(boxes), [to_device(photo("bus.jpg"), CUDA)] * len(boxes)
+    for net, exact in ((pair.small, reference.small), (pair.large, reference.large)):
+        expected, poses = exact(many, boxes[:, :4]), net(ours, boxes[:, :4])
+        sure = expected[:, :, 2] > 0.3
+        assert (poses - expected)[sure][:, :2].abs().median() < 0.5
+    difference = pair.router(ours, boxes[:, :4], boxes[:, 4]) - reference.router(
+        many, boxes[:, :4], boxes[:, 4]
+    )
+    assert difference.abs().max() < 0.02
+
+
+def test_a_recording_within_another_is_a_part_of_it():
+    inner = Recorded(lambda batch: (batch * 2,), "inner")
+    outer = Recorded(lambda batch: (inner(batch)[0] + 1,), "outer")
+    for size in (3, 4, 1):
+        batch = torch.arange(float(size), device=CUDA)[:, None]
+        assert torch.equal(outer(batch)[0], batch * 2 + 1)
+    assert not inner._recordings
+    assert torch.equal(inner(torch.ones(1, 1, device=CUDA))[0], torch.full((1, 1), 2.0, device=CUDA))
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture):
+    def chooses(batch: Tensor) -> tuple[Tensor, ...]:
+        return (batch + 1 if batch.sum().item() > 0 else batch,)
+
+    run = Recorded(chooses, "chooses")
+    for value in (1.0, -1.0):
+        batch = torch.full((2, 1), value, device=CUDA)
+        assert torch.equal(run(batch)[0], chooses(batch)[0])
+    assert "chooses runs without CUDA graphs" in caplog.text
+
+
+def test_a_network_on_cuda_is_the_module():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    from models.runtime import compile_network
+
+    batch = torch.rand(3, 3, 8, 8)
+    expected = module(batch)
+    network = compile_network(module, CUDA, torch.float32, "cudagraphs")
+    assert torch.allclose(network(batch).cpu(), expected, atol=1e-4)
