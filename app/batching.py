@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from app.crew import Crew
+from app.crew import Crew, Mailbox, mailbox
 
 log = logging.getLogger("dynpose.batching")
 
@@ -266,7 +266,7 @@ class Stage:
         self._run_alone = run_alone
         self._slots = [_Slot(run) for run in runs]
         self._free = list(self._slots)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._mailbox: Mailbox | None = None
         self.crew = crew or Crew(len(runs), max_passed_over_s)
         self.crew.add(self)
         self._wake = self.crew.wake
@@ -321,7 +321,7 @@ class Stage:
 
     def start(self) -> None:
         """Start the crew, if that has not been done. On the event loop whose futures the queues complete."""
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox()
         self.crew.start()
 
     @property
@@ -478,8 +478,8 @@ class Stage:
                 else:
                     entry.future.set_result(outcome)
 
-        if outcomes and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(complete)
+        if outcomes and self._mailbox is not None:
+            self._mailbox.post(complete)
 
 
 def _device_lost(error: Exception) -> bool:

@@ -20,7 +20,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, LastWord(transport, self))
+        self.transport = cast(asyncio.Transport, Answers(transport, self))
         self._seen: object = None
         self._look()
 
@@ -42,24 +42,43 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(self.patience_s, self._look)
 
 
-class LastWord:
-    """A transport that is closed only for writing while a request's body still comes, and of which the rest is let
-    pass. Else the kernel would reset the connection, and the client would often lose the answer, such as that its body
-    is too large. The client closes then, or the connection's patience ends."""
+class Answers:
+    """A transport on which an answer's head goes out together with its body, and the last answer arrives.
+
+    With each system call the event loop lets go of the interpreter, and may have to wait to have it again. And closed
+    while a request's body still comes, the kernel would reset the connection, and the client would often lose the
+    answer, such as that its body is too large: so it is closed only for writing, and the rest is let pass. The client
+    closes then, or the connection's patience ends.
+    """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport
         self._connection = connection
+        self._head = b""
         self._said = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """A head waits for what is written in the same turn of the loop."""
+        if data.startswith(b"HTTP/") and not self._head:
+            self._head = data
+            self._connection.loop.call_soon(self._send_head)
+        else:
+            self._send_head(data)
+
+    def _send_head(self, rest: bytes = b"") -> None:
+        head, self._head = self._head, b""
+        if head or rest:
+            self._transport.write(head + rest)
 
     def is_closing(self) -> bool:
         return self._said or self._transport.is_closing()
 
     def close(self) -> None:
         """The second time at once."""
+        self._send_head()
         if self._said or self._connection.conn.their_state is not h11.SEND_BODY:
             self._transport.close()
             return

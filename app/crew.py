@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import sys
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -139,6 +142,68 @@ def _give_way(niceness: int) -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+
+class Mailbox:
+    """Calls from other threads to an event loop. However many come before it is awake, they wake it once: to be woken
+    costs a system call, in which it would let go of the interpreter. Calls must raise nothing; after the loop's end
+    they are dropped."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._calls: deque[Callable[[], object]] = deque()
+        self._woken = False
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Any thread."""
+        self._calls.append(call)
+        if not self._woken and (loop := self._loop()) is not None:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # closed
+                loop.call_soon_threadsafe(self._open)
+
+    def _open(self) -> None:
+        self._woken = False  # first: whatever comes from now on may wake the loop once more
+        while self._calls:
+            self._calls.popleft()()
+
+
+_mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weakref.WeakKeyDictionary()
+
+
+def mailbox() -> Mailbox:
+    """That of the running loop."""
+    loop = asyncio.get_running_loop()
+    if loop not in _mailboxes:
+        _mailboxes[loop] = Mailbox(loop)
+    return _mailboxes[loop]
+
+
+def in_pool(pool: Executor, work: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
+    """As `loop.run_in_executor`, by way of the mailbox."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    letters = mailbox()
+
+    def run() -> None:
+        if future.cancelled():
+            return
+        try:
+            call = functools.partial(_settle, future, work(*arguments), None)
+        except BaseException as error:  # whatever it is, whoever waits is told
+            call = functools.partial(_settle, future, None, error)
+        letters.post(call)
+
+    pool.submit(run)
+    return future
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 async def in_daemon_thread(work: Callable[..., T], *arguments: Any) -> T:

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -152,7 +152,7 @@ class RequestId:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
-        own = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        own = given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         facts: dict[str, Any] = {"bytes": 0}
         scope.setdefault("state", {}).update(request_id=own, facts=facts)
         status: int | None = None

@@ -14,7 +14,7 @@ from app import __version__
 from app.admission import Admission, Ahead
 from app.batching import BatchQueue, Observer, Stage, StageDied, Work
 from app.config import ConfigStore
-from app.crew import Crew, in_daemon_thread
+from app.crew import Crew, in_daemon_thread, in_pool
 from app.errors import ApiError
 from app.metrics import Metrics
 from app.pipeline import DetectItem, PersonItem, Pipeline, Queues, detect_stage, estimate_stage, score_stage
@@ -160,7 +160,7 @@ class Service:
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long and is no network's work (decoding, drawing) beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, work, *arguments)
+        return await in_pool(self.workers, work, *arguments)
 
     def drain(self) -> None:
         """Refuse new work; what was admitted is still answered. Safe in a signal handler."""

@@ -13,7 +13,7 @@ import torch
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from app import overlay, tracing
+from app import bombs, overlay, tracing
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
@@ -106,7 +106,9 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
         async with in_time_and_wanted(request, work.ticket, service):
-            headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
+            # Some take long on purpose; for most a thread would cost more than it saves.
+            brief = len(uploads) == 1 and bombs.is_brief(uploads[0].data)
+            headers = headers_of(uploads, service) if brief else await service.in_thread(headers_of, uploads, service)
             good = [header for header in headers if isinstance(header, Header)]
             if not good:
                 raise next(header for header in headers if isinstance(header, ApiError))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.bombs import is_brief
 from app.decode import decode, read_header
 from app.errors import ApiError
 
@@ -218,3 +219,27 @@ def test_megabytes_of_other_data_in_a_jpeg_are_no_exif() -> None:
     xmp = b"http://ns.adobe.com/xmp/extension/\0" + bytes(65_000)
     segments = (b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp) * 40
     assert decode(JPEG[:2] + segments + JPEG[2:]).shape == (8, 8, 3)
+
+
+def segment(marker: bytes, size: int) -> bytes:
+    return b"\xff" + marker + struct.pack(">H", size + 2) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("data", "brief"),
+    [
+        (JPEG, True),
+        (JPEG + bytes(1_000_000), True),
+        (JPEG + bytes(1 << 20), False),
+        (JPEG[:2] + segment(b"\xe1", 15_000) + JPEG[2:], True),
+        (JPEG[:2] + segment(b"\xe1", 17_000) + JPEG[2:], False),
+        (JPEG[:2] + segment(b"\xdb", 60) * 300 + JPEG[2:], False),
+        # A scan that is none: it stands in a comment.
+        (JPEG[:2] + b"\xff\xfe\x70\x02\xff\xda" + bytes(0x7000 - 2) + JPEG[2:], False),
+        (JPEG[:100], False),
+        (b"", False),
+        (b"\x89PNG\r\n\x1a\n" + JPEG, False),
+    ],
+)
+def test_a_short_header_is_one_whose_scan_begins_early(data: bytes, brief: bool) -> None:
+    assert is_brief(data) is brief

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
+import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.connections import connection_class
+from app.connections import Answers, Connection, connection_class
 
 LONG = 30
 PATIENCE_S = 0.05
@@ -167,3 +169,48 @@ async def test_a_client_that_sends_for_ever_is_closed(client: Client) -> None:
         with suppress(ConnectionError):
             client.writer.write(b"x")
         await asyncio.sleep(PATIENCE_S / 5)
+
+
+class Recorder:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append(b"closed")
+
+
+@pytest.mark.parametrize(
+    ("writes", "expected"),
+    [
+        ([b"HTTP/1.1 200 OK", b"body", b""], [b"HTTP/1.1 200 OKbody"]),
+        ([b"HTTP/1.1 200 OK", b""], [b"HTTP/1.1 200 OK"]),
+        ([b"HTTP/1.1 200 OK"], [b"HTTP/1.1 200 OK"]),
+        (
+            [b"HTTP/1.1 100 Continue", b"HTTP/1.1 200 OK", b"body"],
+            [b"HTTP/1.1 100 ContinueHTTP/1.1 200 OK", b"body"],
+        ),
+        ([b"HTTP/1.1 200 OK", None], [b"HTTP/1.1 200 OK", b"closed"]),
+        ([b"more", b"HTTP/ in a body"], [b"more", b"HTTP/ in a body"]),
+    ],
+)
+def test_the_head_of_an_answer_goes_out_with_its_body(
+    writes: list[bytes | None], expected: list[bytes]
+) -> None:
+    async def run() -> list[bytes]:
+        recorder = Recorder()
+        connection = SimpleNamespace(loop=asyncio.get_running_loop(), conn=SimpleNamespace(their_state=None))
+        answers = Answers(cast(asyncio.Transport, recorder), cast(Connection, connection))
+        for data in writes:
+            if data is None:
+                answers.close()
+            else:
+                answers.write(data)
+        await asyncio.sleep(0)
+        return recorder.written
+
+    assert asyncio.run(run()) == expected

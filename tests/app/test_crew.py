@@ -1,12 +1,14 @@
+import asyncio
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
-from app.crew import Crew
+from app.crew import Crew, Mailbox, in_pool, mailbox
 from tests.process import until
 
 LONG = 30.0
@@ -179,3 +181,75 @@ def test_when_a_thread_ends_all_is_over_although_others_are_left() -> None:
     assert until(lambda: not crew.alive)
     crew.drain()
     crew.join(LONG)
+
+
+def test_calls_from_threads_run_on_the_loop_in_order_and_wake_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> list[int]:
+        loop, seen = asyncio.get_running_loop(), list[int]()
+        letters = mailbox()
+        assert letters is mailbox()
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda call: woken.append(loop.call_soon(call)))
+        with ThreadPoolExecutor(1) as thread:  # the loop is held up until all have come
+            thread.submit(lambda: [letters.post(partial(seen.append, number)) for number in range(100)])
+        await asyncio.sleep(0)
+        letters.post(partial(seen.append, 100))
+        await asyncio.sleep(0)
+        return seen
+
+    woken: list[asyncio.Handle] = []
+    assert asyncio.run(run()) == list(range(101))
+    assert len(woken) == 2
+
+
+def test_no_call_is_lost_however_many_threads_post() -> None:
+    async def run() -> int:
+        seen: list[int] = []
+        letters = mailbox()
+        with ThreadPoolExecutor(4) as threads:
+            for number in range(2000):
+                threads.submit(letters.post, partial(seen.append, number))
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        return len(seen)
+
+    assert asyncio.run(run()) == 2000
+
+
+def test_a_loop_that_has_ended_hears_nothing_more() -> None:
+    loop = asyncio.new_event_loop()
+    letters = Mailbox(loop)
+    loop.close()
+    letters.post(lambda: pytest.fail("called"))
+    del loop
+    letters.post(lambda: pytest.fail("called"))
+
+
+def test_work_in_a_pool_gives_its_result_or_its_error() -> None:
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            assert await in_pool(pool, pow, 2, 5) == 32
+            with pytest.raises(ZeroDivisionError):
+                await in_pool(pool, divmod, 1, 0)
+
+    asyncio.run(run())
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    begun: list[str] = []
+
+    async def run() -> None:
+        go_on = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            first, second = in_pool(pool, go_on.wait, LONG), in_pool(pool, begun.append, "second")
+            second.cancel()
+            go_on.set()
+            assert await first is True
+            first = in_pool(pool, begun.append, "third")
+            first.cancel()  # perhaps while it runs: then its end changes nothing
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert "second" not in begun
