@@ -63,11 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_cpu_threads(options.threads)
     pair = open_pair(options.pair, options.device, options.precision, options.runtime)
     stages = Stages(pair, 0.5, dict.fromkeys(NETS, options.batch))
-    pass_over(stages, posts[: options.batch], options.batch)  # warm
     if options.given:
+        pass_over(stages, posts[: options.batch], options.batch)  # warm
         print(given(pair, posts, stages.batches))
         return 0
     for p in options.p:
+        stages.turn(p)
+        pass_over(stages, posts, options.batch)  # warm: on CUDA every size of a batch is recorded when it first comes
         stages.turn(p)
         print(f"p={p:g}: {pass_over(stages, posts, options.batch)}")
     return 0
