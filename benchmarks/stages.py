@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for p in options.p:
         stages.turn(p)
-        pass_over(stages, posts, options.batch)  # warm: on CUDA every size of a batch is recorded when it first comes
+        pass_over(
+            stages, posts, options.batch
+        )  # warm: on CUDA every size of a batch is recorded when it first comes
         stages.turn(p)
         print(f"p={p:g}: {pass_over(stages, posts, options.batch)}")
     return 0

@@ -112,18 +112,34 @@ class Recorded:
             _state.within(),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
         ):
-            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
+            stream = _recording_stream(batch.device)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 for _ in range(2):  # kernels are chosen, and workspaces made, before anything is recorded
                     self._run(static)
-            beside.synchronize()
+            stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             # thread_local: other stages go on allocating memory meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                 outputs = self._run(static)
         self._pool = self._pool or graph.pool()
         return Recording(graph, static, outputs)
+
+
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The caller's, unless it is the default one, on which nothing can be recorded.
+
+    Matrix products get a workspace for each stream on which they are recorded. Recordings of one stream would spoil
+    each other's when they run at the same time, and PyTorch's own choice is one stream for all: a ViT and a router of
+    which each was recorded there stopped for ever within a minute (https://github.com/pytorch/pytorch/issues/193402).
+    """
+    current = torch.cuda.current_stream(device)
+    return _beside(device) if current == torch.cuda.default_stream(device) else current
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def compile_network(

@@ -108,7 +108,11 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         async with in_time_and_wanted(request, work.ticket, service):
             # Some take long on purpose; for most a thread would cost more than it saves.
             brief = len(uploads) == 1 and bombs.is_brief(uploads[0].data)
-            headers = headers_of(uploads, service) if brief else await service.in_thread(headers_of, uploads, service)
+            headers = (
+                headers_of(uploads, service)
+                if brief
+                else await service.in_thread(headers_of, uploads, service)
+            )
             good = [header for header in headers if isinstance(header, Header)]
             if not good:
                 raise next(header for header in headers if isinstance(header, ApiError))

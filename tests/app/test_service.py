@@ -20,6 +20,7 @@ from app.service import (
     BUCKETS,
     CREW_NICENESS,
     KEPT_SHAPES,
+    SWITCH_INTERVAL_S,
     Service,
     build_stages,
     crew_size,
@@ -339,6 +340,16 @@ def test_on_a_gpu_each_stage_has_a_thread(monkeypatch):
     pair.device = torch.device("cuda")
     stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=1)
     assert len({id(stage.crew) for stage in stages}) == 4
+
+
+def test_on_a_gpu_threads_let_go_of_the_interpreter_soon(pair_folder, monkeypatch):
+    asked: list[float] = []
+    monkeypatch.setattr("sys.setswitchinterval", asked.append)
+    service(pair_folder)
+    assert asked == []
+    monkeypatch.setattr("app.service.resolve_device", torch.device)
+    service(pair_folder, device="cuda")
+    assert asked == [SWITCH_INTERVAL_S]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,24 @@ def test_a_recording_within_another_is_a_part_of_it():
     assert torch.equal(inner(torch.ones(1, 1, device=CUDA))[0], torch.full((1, 1), 2.0, device=CUDA))
 
 
+def test_a_recording_is_made_on_the_stream_that_it_will_run_on():
+    streams = []
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        streams.append(torch.cuda.current_stream())
+        return (batch + 1,)
+
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    for stream in (one, other):
+        recorded = Recorded(run, "run")
+        with torch.cuda.stream(stream):
+            assert recorded(torch.ones(2, 1, device=CUDA))[0].sum() == 4
+        assert set(streams) == {stream}
+        streams.clear()
+    Recorded(run, "run")(torch.ones(2, 1, device=CUDA))
+    assert torch.cuda.default_stream() not in streams
+
+
 def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture):
     def chooses(batch: Tensor) -> tuple[Tensor, ...]:
         return (batch + 1 if batch.sum().item() > 0 else batch,)
