@@ -69,9 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for p in options.p:
         stages.turn(p)
-        pass_over(
-            stages, posts, options.batch
-        )  # warm: on CUDA every size of a batch is recorded when it first comes
+        # Warm: on CUDA every size of a batch is recorded when it first comes.
+        pass_over(stages, posts, options.batch)
         stages.turn(p)
         print(f"p={p:g}: {pass_over(stages, posts, options.batch)}")
     return 0

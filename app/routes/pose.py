@@ -106,13 +106,10 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
         async with in_time_and_wanted(request, work.ticket, service):
-            # Some take long on purpose; for most a thread would cost more than it saves.
-            brief = len(uploads) == 1 and bombs.is_brief(uploads[0].data)
-            headers = (
-                headers_of(uploads, service)
-                if brief
-                else await service.in_thread(headers_of, uploads, service)
-            )
+            if len(uploads) == 1 and bombs.is_brief(uploads[0].data):
+                headers = headers_of(uploads, service)  # a thread would cost more than it saves
+            else:
+                headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
             good = [header for header in headers if isinstance(header, Header)]
             if not good:
                 raise next(header for header in headers if isinstance(header, ApiError))
