@@ -30,6 +30,7 @@ from app.admission import Ahead
 from app.batching import BatchQueue, CostLine, Observer, Run, Stage, StageDied, Ticket
 from app.service import Service, build_stages, warm
 from app.settings import Settings
+from models.album import to_device
 from models.runtime import resolve_device, resolve_dtype, resolve_int8, resolve_runtime, set_cpu_threads
 from models.zoo import Pair, load_detector, load_estimator, load_router, read_manifest
 
@@ -139,7 +140,7 @@ class Replica:
     ) -> Reply:
         """Run items of one picture, which comes by itself, for `request`, which has `seconds` left."""
         ticket = self._tickets.setdefault(request, Ticket(request, time.monotonic() + seconds))
-        pixels = torch.from_numpy(picture).to(self._device)
+        pixels = to_device(torch.from_numpy(picture), self._device)
         work = [self._queues[queue].submit(item._replace(picture=pixels), ticket) for item in items]
         outcomes = await asyncio.gather(*work, return_exceptions=True)
         if any(isinstance(outcome, StageDied) for outcome in outcomes):

@@ -64,24 +64,13 @@ class Recorded:
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            outputs = self._replayed(batch)
-            return self._run(batch) if outputs is None else tuple(output.clone() for output in outputs)
-
-    def on_cpu(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """As the call, but the outputs are on the CPU."""
-        with torch.inference_mode():
-            outputs = self._replayed(batch)
-            return tuple(output.cpu() for output in (self._run(batch) if outputs is None else outputs))
-
-    def _replayed(self, batch: Tensor) -> list[Tensor] | None:
-        """What the next replay writes over; None where there is no recording."""
-        recordable = self._recordable and not _state.recording and 0 < len(batch) <= MAX_BATCH
-        recording = self._recording(batch) if recordable else None
-        if recording is None:
-            return None
-        recording.input[: len(batch)].copy_(batch, non_blocking=True)
-        recording.graph.replay()
-        return [output[: len(batch)] for output in recording.outputs]
+            recordable = self._recordable and not _state.recording and 0 < len(batch) <= MAX_BATCH
+            recording = self._recording(batch) if recordable else None
+            if recording is None:
+                return self._run(batch)
+            recording.input[: len(batch)].copy_(batch, non_blocking=True)
+            recording.graph.replay()
+            return tuple(output[: len(batch)].clone() for output in recording.outputs)
 
     def _recording(self, batch: Tensor) -> Recording | None:
         size = 1 << (len(batch) - 1).bit_length()

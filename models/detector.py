@@ -209,9 +209,7 @@ def suppress(candidates: Tensor, min_score: float, iou: float) -> Tensor:
 
     candidates: (5, anchors) x, y (centre), w, h, score. Returns (M, 5) x1, y1, x2, y2, score, best first.
     """
-    values = (
-        candidates.numpy()
-    )  # each step of torch's would let go of the interpreter, and wait to have it again
+    values = candidates.numpy()  # small steps, as in `models.geometry`
     rows = values[:, values[4] >= min_score].T
     boxes = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]], axis=1)
     # torchvision's would do as well, but importing it takes 160 MB and seconds.

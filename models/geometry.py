@@ -49,9 +49,8 @@ def center_scale(boxes: Tensor, aspect: float = ASPECT, padding: float = PADDING
     height in picture pixels: the padded box, enlarged along one side to the aspect (width / height). An
     extent of zero counts as 0.001 px, so that the result is always invertible.
     """
-    values = (
-        boxes.numpy()
-    )  # small steps: each of torch's would let go of the interpreter, and wait to have it again
+    # Here and below small steps in NumPy: each of torch's would let go of the interpreter, and wait to have it again.
+    values = boxes.numpy()
     center = values[:, :2] + values[:, 2:] / 2
     width, height = (values[:, 2:] * padding).clip(min=MIN_EXTENT).T
     scale = np.stack((np.maximum(width, aspect * height), np.maximum(width / aspect, height)), axis=1)
