@@ -18,8 +18,8 @@ MAX_VALUES = 100_000
 MAX_READS, MAX_BMP_READS = 100_000, 2_000_000
 """Of a picture in pieces. 20 MB of PNG are some 10,000. A BMP's runs are read byte by byte, but nothing is kept."""
 
-BRIEF_PICTURE, BRIEF_HEADER = 1 << 20, 1 << 14
-"""Bytes of a JPEG, and of what comes before its first scan: 75 us for each thousand, when they are chosen for it."""
+BRIEF_PICTURE, BRIEF_HEADER, BRIEF_EXIF, BRIEF_SEGMENTS = 1 << 20, 1 << 14, 1 << 11, 64
+"""Bytes of a JPEG, of what comes before its first scan and of EXIF data in it, and segments."""
 
 JPEG_START = b"\xff\xd8"
 # Those after which Pillow takes a length, and libjpeg, too. It does not after the others, and whoever did could be made
@@ -27,7 +27,7 @@ JPEG_START = b"\xff\xd8"
 JPEG_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 END, SCAN, TABLES = b"\xd9", b"\xda", (b"\xc4", b"\xcc")
 FRAMES = [bytes([byte]) for byte in (*range(0xC0, 0xD0), 0xDE) if bytes([byte]) not in TABLES]
-EXIF = b"Exif\0\0"
+EXIF, MANY_PICTURES = b"Exif\0\0", b"MPF\0"
 
 TIFF_ORDERS = {b"II*\0": "<", b"II\0*": "<", b"II+\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"MM\0+": ">"}
 BIG_TIFF = 43
@@ -60,14 +60,24 @@ class Pieces(io.BytesIO):
 
 
 def is_brief(data: bytes) -> bool:
-    """Whether this is a JPEG whose header is judged within about a millisecond, as those of most cameras are."""
+    """Whether this is a JPEG whose header is judged in a millisecond or two, whoever made it: a few segments, one right
+    after the other, and neither many pictures nor much EXIF data."""
     if len(data) > BRIEF_PICTURE or not data.startswith(JPEG_START):
         return False
-    at = len(JPEG_START)
-    while (found := JPEG_MARKER.search(data, at, BRIEF_HEADER)) is not None and found[1] != SCAN:
+    at, exif = len(JPEG_START), 0
+    for _ in range(BRIEF_SEGMENTS):
+        found = JPEG_MARKER.match(data, at, BRIEF_HEADER)
+        if found is None or found[1] == END:
+            return False
+        if found[1] == SCAN:
+            return True
         at = found.end()
-        at += 0 if found[1] == END else int.from_bytes(data[at : at + 2])
-    return found is not None
+        size = int.from_bytes(data[at : at + 2])
+        exif += size if data.startswith(EXIF, at + 2) else 0
+        if exif > BRIEF_EXIF or data.startswith(MANY_PICTURES, at + 2):
+            return False
+        at += size
+    return False
 
 
 def _refusal(what: str) -> ApiError:

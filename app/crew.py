@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, NoReturn, Protocol, TypeVar
 
+log = logging.getLogger("dynpose.crew")
+
 T = TypeVar("T")
 
 LOADER = "loader"
@@ -146,8 +148,7 @@ def _give_way(niceness: int) -> None:
 
 class Mailbox:
     """Calls from other threads to an event loop. However many come before it is awake, they wake it once: to be woken
-    costs a system call, in which it would let go of the interpreter. Calls must raise nothing; after the loop's end
-    they are dropped."""
+    costs a system call, in which it would let go of the interpreter. After the loop's end they are dropped."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
@@ -159,13 +160,19 @@ class Mailbox:
         self._calls.append(call)
         if not self._woken and (loop := self._loop()) is not None:
             self._woken = True
-            with contextlib.suppress(RuntimeError):  # closed
+            try:
                 loop.call_soon_threadsafe(self._open)
+            except RuntimeError:  # closed
+                self._calls.clear()
 
     def _open(self) -> None:
         self._woken = False  # first: whatever comes from now on may wake the loop once more
         while self._calls:
-            self._calls.popleft()()
+            call = self._calls.popleft()
+            try:
+                call()
+            except Exception:  # the others shall be heard
+                log.exception("a call from another thread failed")
 
 
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weakref.WeakKeyDictionary()
@@ -188,12 +195,15 @@ def in_pool(pool: Executor, work: Callable[..., T], *arguments: Any) -> "asyncio
         if future.cancelled():
             return
         try:
-            call = functools.partial(_settle, future, work(*arguments), None)
+            letters.post(functools.partial(_settle, future, work(*arguments), None))
         except BaseException as error:  # whatever it is, whoever waits is told
-            call = functools.partial(_settle, future, None, error)
-        letters.post(call)
+            letters.post(functools.partial(_settle, future, None, error))
 
-    pool.submit(run)
+    def dropped(submitted: Future[None]) -> None:
+        if submitted.cancelled():
+            letters.post(future.cancel)
+
+    pool.submit(run).add_done_callback(dropped)
     return future
 
 

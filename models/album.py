@@ -4,7 +4,6 @@ A recording of CUDA kernels (`models.cuda`) reads from where it read when it was
 by its place, so that all from the pictures to the keypoints can be one recording.
 """
 
-import functools
 import threading
 import weakref
 from bisect import insort
@@ -14,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SIZE = 1 << 29
+SIZE = 1_500_000_000
 SHARE = 16
-"""Bytes of an album: `SIZE`, which holds eighty pictures of 1080p, or this part of the device's memory."""
+"""Bytes of an album: `SIZE`, as many as the service admits at once (`MAX_PENDING_BYTES`), or this part of the device's
+memory where that is less."""
 
 CHANNELS = 3
 
@@ -65,29 +65,27 @@ class Album:
             return begin
 
 
-def album_of(device: torch.device) -> Album:
-    """The one of a CUDA device."""
-    return _album_of(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache
-def _album_of(index: int) -> Album:
-    total = torch.cuda.get_device_properties(index).total_memory
-    return Album(torch.device("cuda", index), min(SIZE, total // SHARE))
+_albums: dict[int, Album] = {}
+_making = threading.Lock()
 
 
 def to_device(picture: Tensor, device: torch.device) -> Tensor:
     """A picture (H, W, 3) uint8 onto `device`; on CUDA into its album, if there is room. Any thread."""
     if device.type != "cuda":
         return picture.to(device)
-    kept = album_of(device).put(picture)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with _making, torch.inference_mode(False):
+        if index not in _albums:
+            total = torch.cuda.get_device_properties(index).total_memory
+            _albums[index] = Album(torch.device("cuda", index), min(SIZE, total // SHARE))
+    kept = _albums[index].put(picture)
     return picture.to(device) if kept is None else kept
 
 
 def places(pictures: Sequence[Tensor]) -> tuple[Album, list[int]] | None:
     """The album in which all of these lie, and where; None unless they do."""
-    if not (pictures and pictures[0].is_cuda):
+    album = _albums.get(pictures[0].device.index) if pictures and pictures[0].is_cuda else None
+    if album is None:
         return None
-    album = album_of(pictures[0].device)
     starts = [start for picture in pictures if (start := album.place(picture)) is not None]
     return (album, starts) if len(starts) == len(pictures) else None

@@ -106,11 +106,11 @@ class Recorded:
             with torch.cuda.stream(stream):
                 for _ in range(2):  # kernels are chosen, and workspaces made, before anything is recorded
                     self._run(static)
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: other stages go on allocating memory meanwhile.
-            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
-                outputs = self._run(static)
+                stream.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                # thread_local: other stages go on allocating memory meanwhile.
+                with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+                    outputs = self._run(static)
         self._pool = self._pool or graph.pool()
         return Recording(graph, static, outputs)
 

@@ -178,7 +178,7 @@ class YoloDetector:
             groups[tuple(image.shape)].append(index)
         results: list[Tensor] = [torch.empty(0, 5)] * len(pictures)
         for members in groups.values():
-            outputs = self._run(torch.stack([inputs[index].permute(1, 2, 0) for index in members]))
+            outputs = self._run(torch.stack([inputs[index].permute(1, 2, 0) for index in members])).cpu()
             for index, candidates in zip(members, outputs, strict=True):
                 results[index] = self._boxes(candidates, pictures[index], min_scores[index])
         return results

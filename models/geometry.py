@@ -124,12 +124,11 @@ def on_crops(
 
     On CUDA all of it is one recording (`models.cuda`), where the pictures lie in the album. then: (N, 3, h, w) uint8 to
     (N, ...), with no choice that depends on a value, and equal to itself at every call. more: (N, F) float32 on the
-    CPU, of which `then` gets the like beside the crops, where those are.
+    CPU, which `then` gets beside the crops, in a recording on CUDA.
     """
     found = places(pictures)
     if found is None:
-        crops = cut_crops(pictures, matrices, size, fill=fill)
-        return then(crops, *(each.to(crops.device) for each in more))
+        return then(cut_crops(pictures, matrices, size, fill=fill), *more)
     album, starts = found
     rows = torch.cat([_crop_rows(pictures, matrices, starts), *more], dim=1)
     rows = rows.to(album.pixels.device, non_blocking=True)

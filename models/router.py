@@ -261,12 +261,13 @@ class PoseScorer:
         return on_crops(pictures, matrices, POSE_SIZE, then, box_features(pictures, boxes, scores)).cpu()
 
     def _features(self, crops: Tensor, box: Tensor) -> Tensor:
-        return torch.cat([features_and_heatmaps(self.network(normalize(crops)))[0], box], dim=1)
+        pose, _ = features_and_heatmaps(self.network(normalize(crops)))
+        return torch.cat([pose, box.to(pose.device)], dim=1)
 
     def _difficulty_and_keypoints(self, crops: Tensor, box: Tensor) -> Tensor:
         """(N, 1 + 3 K), K = 0 without a small net: one transfer from the device instead of two."""
         pose, heatmaps = features_and_heatmaps(self.network(normalize(crops)))
-        difficulty = self.head(torch.cat([pose, box], dim=1))[:, None]
+        difficulty = self.head(torch.cat([pose, box.to(pose.device)], dim=1))[:, None]
         if self.small is None:
             return difficulty  # type: ignore[no-any-return]
         return torch.cat([difficulty, self.small.decoded(heatmaps).flatten(1)], dim=1)

@@ -254,7 +254,7 @@ def ask(options: argparse.Namespace) -> tuple[Samples, PoseRouter]:
         read_split(options.data, "train")[: options.limit],
         Pictures(options.data),
         load_detector(options.pair, manifest.detector, device, dtype),
-        PoseScorer(compile_network(runs.pose, device, dtype), runs.head),
+        PoseScorer(compile_network(runs.pose, device, dtype), runs.head.to(device)),
         load_estimator(options.pair, manifest.small, device, dtype),
         load_estimator(options.pair, manifest.large, device, dtype),
         options.seed,

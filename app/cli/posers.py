@@ -24,6 +24,7 @@ from app.routes.pose import options_of
 from app.schemas import ImageAnswer, PoseAnswer, PoseQuery, image_answer
 from app.service import Service
 from app.settings import SettingsError, load_settings
+from models.album import to_device
 from models.zoo import PairError
 
 FRAME_QUALITY = 95
@@ -95,7 +96,7 @@ class InProcess:
 
     async def frame(self, pixels: Tensor) -> Found:
         height, width, _ = pixels.shape
-        return await self._pose(Picture(pixels.to(self._service.device), None, width, height))
+        return await self._pose(Picture(to_device(pixels, self._service.device), None, width, height))
 
     async def _start(self) -> None:
         """Load the networks when the first picture needs them: pictures that are damaged do not."""

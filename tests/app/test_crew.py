@@ -237,6 +237,31 @@ def test_work_in_a_pool_gives_its_result_or_its_error() -> None:
     asyncio.run(run())
 
 
+def test_a_call_that_fails_keeps_no_other_from_being_heard(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> list[int]:
+        seen: list[int] = []
+        mailbox().post(lambda: 1 / 0)
+        mailbox().post(partial(seen.append, 1))
+        await asyncio.sleep(0)
+        return seen
+
+    assert asyncio.run(run()) == [1]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_work_that_a_closing_pool_drops_is_waited_for_no_longer() -> None:
+    async def run() -> None:
+        go_on, pool = threading.Event(), ThreadPoolExecutor(1)
+        first, dropped = in_pool(pool, go_on.wait, LONG), in_pool(pool, pow, 2, 2)
+        pool.shutdown(wait=False, cancel_futures=True)
+        with pytest.raises(asyncio.CancelledError):
+            await dropped
+        go_on.set()
+        assert await first is True
+
+    asyncio.run(run())
+
+
 def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
     begun: list[str] = []
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from app.decode import decode
 from app.errors import ApiError
 from app.intake import to_picture
 from app.metrics import Metrics
@@ -324,8 +325,14 @@ def test_a_picture_that_is_done_takes_no_memory_while_others_of_its_request_are_
         else:
             done.extend(map(weakref.ref, pictures))
 
+    def decode_last(data):
+        assert data != held or until(lambda: bool(done))
+        return decode(data)
+
     client.pair.faults["detect"] = hold
-    files = [("images", ("a.png", picture_of([0.47]))), ("images", ("b.png", picture_of([0.47] * 2)))]
+    monkeypatch.setattr("app.intake.decode", decode_last)
+    held = picture_of([0.47] * 2)
+    files = [("images", ("a.png", picture_of([0.47]))), ("images", ("b.png", held))]
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(client.post, "/pose", files=files)
         assert until(lambda: done and not any(picture() is not None for picture in done))
@@ -345,7 +352,7 @@ def test_on_a_gpu_each_stage_has_a_thread(monkeypatch):
 def test_on_a_gpu_threads_let_go_of_the_interpreter_soon(pair_folder, monkeypatch):
     asked: list[float] = []
     monkeypatch.setattr("sys.setswitchinterval", asked.append)
-    service(pair_folder)
+    service(pair_folder, device="cpu")
     assert asked == []
     monkeypatch.setattr("app.service.resolve_device", torch.device)
     service(pair_folder, device="cuda")

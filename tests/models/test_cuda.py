@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.album import SIZE, album_of, to_device
+from models.album import SIZE, places, to_device
 from models.cuda import Recorded
 from models.zoo import Pair, load_pair
 from tests.models.test_detector import photo
@@ -36,11 +36,13 @@ def elsewhere() -> list[Tensor]:
 
 def test_pictures_come_into_the_album_of_the_device():
     pictures = in_album()
-    album = album_of(CUDA)
-    assert album is album_of(torch.device("cuda", 0))
-    assert None not in [album.place(picture) for picture in pictures]
+    found = places(pictures)
+    assert found is not None
+    album, starts = found
+    assert len(set(starts)) == 3
     assert torch.equal(pictures[1].cpu(), photo("zidane.jpg"))
     assert album.pixels.numel() <= SIZE
+    assert places([*pictures, *elsewhere()]) is None
 
 
 def test_the_same_comes_out_whether_pictures_lie_in_the_album_or_not(pair: Pair, caplog):
@@ -82,6 +84,18 @@ def test_half_precision_on_cuda_is_close_to_the_reference(pair: Pair, reference:
         many, boxes[:, :4], boxes[:, 4]
     )
     assert difference.abs().max() < 0.02
+
+
+def test_pictures_on_the_cpu_are_taken_as_well(pair: Pair):
+    here, there = photo("bus.jpg"), photo("bus.jpg").to(CUDA)
+    (boxes,) = pair.detector([there], [0.5])
+    (found,) = pair.detector([here], [0.5])
+    assert torch.allclose(found, boxes, atol=4)  # letterboxed otherwise
+    many, ours = [there] * len(boxes), [here] * len(boxes)
+    for net in (pair.small, pair.large):
+        assert (net(ours, boxes[:, :4]) - net(many, boxes[:, :4]))[..., :2].abs().median() < 0.5
+    scores = [pair.router(them, boxes[:, :4], boxes[:, 4]) for them in (ours, many)]
+    assert (scores[0] - scores[1]).abs().max() < 0.02
 
 
 def test_a_recording_within_another_is_a_part_of_it():
