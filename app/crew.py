@@ -1,4 +1,4 @@
-"""The threads that run the stages' batches, and the one that loads their networks."""
+"""The threads that run the stages' batches, the one that loads their networks, and how threads tell the event loop."""
 
 import asyncio
 import contextlib
