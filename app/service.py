@@ -72,7 +72,7 @@ yet, but the networks would have a tenth of a core that another process wants, t
 SWITCH_INTERVAL_S = 0.001
 """For how long a thread may keep the interpreter from others, where a GPU runs the networks and Python is the limit: a
 fifth more pictures a second than with Python's own 5 ms, which the stages' many small steps would wait for the event
-loop; 0.5 ms are worth less, 0.2 ms half of that."""
+loop; 0.5 ms give three quarters of that, 0.2 ms a third."""
 
 WATCH_INTERVAL_S = 0.5
 

@@ -223,6 +223,7 @@ def test_a_loop_that_has_ended_hears_nothing_more() -> None:
     letters = Mailbox(loop)
     loop.close()
     letters.post(lambda: pytest.fail("called"))
+    assert not letters._calls
     del loop
     letters.post(lambda: pytest.fail("called"))
 

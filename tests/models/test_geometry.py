@@ -95,6 +95,8 @@ def test_a_crop_is_black_outside_the_picture() -> None:
     matrices = crop_matrix(*center_scale(boxes), SIZE)
     assert cut_crops([white], matrices, SIZE).max() == 0
     assert sample_crops([white], matrices, SIZE).max() == 0
+    assert (cut_crops([white], matrices, SIZE, fill=7) == 7).all()
+    assert (sample_crops([white], matrices, SIZE, fill=7) == 7).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, CV2_MAX_SIDE + 2), (CV2_MAX_SIDE + 2, 1), (1, 20000)])
