@@ -163,7 +163,7 @@ class Service:
         if self.status == "loading":
             self.status = "warming"
         stages = build_stages(pair, self.metrics, self.settings.max_passed_over_ms / 1000, at_once)
-        await in_daemon_thread(warm, pair, stages)
+        await in_daemon_thread(warm, pair, stages, self.config.live.flip_test)
         return stages
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -257,11 +257,11 @@ def side_by_side(device: torch.device) -> int:
     return min(2, crew_size()) if device.type == "cpu" else 1
 
 
-def warm(pair: Pair, stages: Sequence[Stage]) -> None:
+def warm(pair: Pair, stages: Sequence[Stage], flip_test: bool = False) -> None:
     """Run every network at every batch size, so that the first requests do not pay for it; and once more, so that each
-    stage knows what batching saves."""
+    stage knows what batching saves. flip_test: whether people will be asked for with it."""
     pictures = [to_device(torch.zeros(*shape, 3, dtype=torch.uint8), pair.device) for shape in ASPECTS]
-    person = PersonItem(pictures[0], (100.0, 100.0, 150.0, 300.0), 1.0, flip_test=False)
+    person = PersonItem(pictures[0], (100.0, 100.0, 150.0, 300.0), 1.0, flip_test)
 
     def items(stage: Stage) -> list[Any]:
         return [DetectItem(picture, 0.5) for picture in pictures] if stage.name == "detect" else [person]

@@ -4,6 +4,7 @@ A recording of CUDA kernels (`models.cuda`) reads from where it read when it was
 by its place, so that all from the pictures to the keypoints can be one recording.
 """
 
+import logging
 import threading
 import weakref
 from bisect import insort
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+log = logging.getLogger("dynpose.album")
+
 SIZE = 1_500_000_000
-SHARE = 16
+SHARE = 8
 """Bytes of an album: `SIZE`, as many as the service admits at once (`MAX_PENDING_BYTES`), or this part of the device's
 memory where that is less."""
 
@@ -77,9 +80,17 @@ def to_device(picture: Tensor, device: torch.device) -> Tensor:
     with _making, torch.inference_mode(False):
         if index not in _albums:
             total = torch.cuda.get_device_properties(index).total_memory
-            _albums[index] = Album(torch.device("cuda", index), min(SIZE, total // SHARE))
+            _albums[index] = _made(torch.device("cuda", index), min(SIZE, total // SHARE))
     kept = _albums[index].put(picture)
     return picture.to(device) if kept is None else kept
+
+
+def _made(device: torch.device, size: int) -> Album:
+    try:
+        return Album(device, size)
+    except torch.OutOfMemoryError:
+        log.warning("no album for pictures: %s has not the %d bytes for it", device, size)
+        return Album(device, 0)
 
 
 def places(pictures: Sequence[Tensor]) -> tuple[Album, list[int]] | None:

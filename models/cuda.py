@@ -5,7 +5,6 @@ import contextlib
 import functools
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -14,13 +13,19 @@ from torch import Tensor, nn
 
 log = logging.getLogger("dynpose.cuda")
 
-KEPT = 64
-"""Recordings of a network that are kept; then the one goes that was not used for longest."""
+MOST = 64
+"""Recordings of a network; inputs of further shapes run without one."""
 
 MAX_BATCH = 64
 """Larger batches run without a recording."""
 
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+"""In what CUDA, cuDNN and cuBLAS say when their own memory is all there is; PyTorch has a class for its own."""
+
 _recording = threading.Lock()
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs that could not be recorded, kept for good: with one that goes, the workspaces of all others of its stream go,
+and those would write into memory that is not theirs any more (https://github.com/pytorch/pytorch/issues/193402)."""
 _wanted = False  # until a network is to be recorded
 
 
@@ -58,14 +63,14 @@ class Recorded:
     def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], name: str) -> None:
         self._run = run
         self._name = name
-        self._recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+        self._recordings: dict[tuple[object, ...], Recording] = {}
         self._pool: Any = None
         self._recordable = True
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            recordable = self._recordable and not _state.recording and 0 < len(batch) <= MAX_BATCH
-            recording = self._recording(batch) if recordable else None
+            wanted = not _state.recording and 0 < len(batch) <= MAX_BATCH
+            recording = self._recording(batch) if wanted else None
             if recording is None:
                 return self._run(batch)
             recording.input[: len(batch)].copy_(batch, non_blocking=True)
@@ -75,20 +80,19 @@ class Recorded:
     def _recording(self, batch: Tensor) -> Recording | None:
         size = 1 << (len(batch) - 1).bit_length()
         key = (size, *batch.shape[1:], batch.dtype)
-        if key not in self._recordings:
+        if key not in self._recordings and self._recordable and len(self._recordings) < MOST:
             try:
                 self._recordings[key] = self._record(batch, size)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                said = f"{error} {error.__context__}"  # the end of a recording that has failed fails, too
+                if any(words in said for words in OUT_OF_MEMORY):
+                    raise torch.OutOfMemoryError(str(error)) from error
                 self._recordable = False
                 reason = " ".join(str(error).split())[:300]
                 log.warning("%s runs without CUDA graphs, it cannot be recorded: %s", self._name, reason)
-                return None
-        self._recordings.move_to_end(key)
-        if len(self._recordings) > KEPT:
-            self._recordings.popitem(last=False)
-        return self._recordings[key]
+        return self._recordings.get(key)
 
     def _record(self, batch: Tensor, size: int) -> Recording:
         static = batch.new_zeros(size, *batch.shape[1:])
@@ -108,9 +112,11 @@ class Recorded:
                     self._run(static)
                 stream.synchronize()
                 graph = torch.cuda.CUDAGraph()
+                _failed.append(graph)
                 # thread_local: other stages go on allocating memory meanwhile.
                 with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                     outputs = self._run(static)
+                _failed.pop()
         self._pool = self._pool or graph.pool()
         return Recording(graph, static, outputs)
 

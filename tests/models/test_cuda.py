@@ -1,6 +1,7 @@
 """What only a machine with CUDA can tell."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -124,6 +125,45 @@ def test_a_recording_is_made_on_the_stream_that_it_will_run_on():
         streams.clear()
     Recorded(run, "run")(torch.ones(2, 1, device=CUDA))
     assert torch.cuda.default_stream() not in streams
+
+
+def test_a_recording_that_fails_leaves_the_others_of_its_stream_alone():
+    weights = torch.rand(4096, 64, device=CUDA)  # long sums, for which cuBLAS wants a workspace
+
+    def product(batch: Tensor) -> tuple[Tensor, ...]:
+        return (batch @ weights,)
+
+    def fails(batch: Tensor) -> tuple[Tensor, ...]:
+        product(batch)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("not this one")
+        return product(batch)
+
+    batch = torch.rand(8, 4096, device=CUDA)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        expected = batch @ weights
+        recorded = Recorded(product, "product")
+        recorded(batch)
+        assert torch.allclose(Recorded(fails, "fails")(batch)[0], expected)
+        torch.cuda.empty_cache()
+        others = [torch.zeros(1 << 18, device=CUDA) for _ in range(64)]
+        for _ in range(10):
+            assert torch.allclose(recorded(batch)[0], expected)
+        assert not any(other.any() for other in others)
+
+
+def test_recordings_of_several_threads_run_at_the_same_time():
+    weights = torch.rand(4096, 64, device=CUDA)
+    batches = [torch.rand(8, 4096, device=CUDA) for _ in range(4)]
+
+    def stage(batch: Tensor) -> int:
+        recorded = Recorded(lambda them: (them @ weights,), "product")
+        with torch.cuda.stream(torch.cuda.Stream()):
+            expected = batch @ weights
+            return sum(torch.allclose(recorded(batch)[0], expected) for _ in range(500))
+
+    with ThreadPoolExecutor(len(batches)) as threads:
+        assert list(threads.map(stage, batches)) == [500] * len(batches)
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture):
