@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import ApiError
-from app.policy import Mode, Policy, SplitPolicy
+from app.policy import Mode, SplitPolicy
 from app.settings import Settings
 from app.strict_json import NotJson, RefusedJson, loads
 from calibration.thresholds import Calibration, read_calibration
+from calibration.thresholds.split import Policy
+from models import defaults
 from models.zoo import Manifest
 
 log = logging.getLogger("dynpose.config")
@@ -38,15 +40,19 @@ class ConfigPatch(BaseModel):
         },
     )
 
-    p: Fraction = Field(0.5, description="share of people for the large net, a fraction from 0 to 1")
-    theta: Fraction = Field(0.1, description="eq. 7: where in the range of the scores k1 lies, 0 to 1")
+    p: Fraction = Field(defaults.P, description="share of people for the large net, a fraction from 0 to 1")
+    theta: Fraction = Field(
+        defaults.THETA, description="eq. 7: where in the range of the scores k1 lies, 0 to 1"
+    )
     mode: Mode = Field(
-        "tracking", description="`tracking` holds the share as pictures change, `fixed` does not"
+        defaults.MODE, description="`tracking` holds the share as pictures change, `fixed` does not"
     )
     policy: Policy = Field(
-        "band", description="`band` is eq. 8; `top` sends the highest scores to the large net"
+        defaults.POLICY, description="`band` is eq. 8; `top` sends the highest scores to the large net"
     )
-    min_score: Fraction = Field(0.3, description="detections below this score are dropped, 0 to 1")
+    min_score: Fraction = Field(
+        defaults.MIN_SCORE, description="detections below this score are dropped, 0 to 1"
+    )
     flip_test: bool = Field(
         False, description="average with the mirrored crop: twice the cost of the pose nets"
     )
@@ -69,14 +75,14 @@ class LiveConfig:
 class ConfigStore:
     """Holds the live configuration and drives the split policy. On the event loop only."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, own_calibration: Path) -> None:
+    def __init__(self, settings: Settings, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._own_calibration = own_calibration
+        self._own_calibration = manifest.calibration_path
         self._calibration_dir = settings.calibration_dir
         self._state_file = settings.state_file
         self.warnings: list[str] = []
         self.source: Literal["environment", "state", "patch"] = "environment"
-        name = settings.calibration or own_calibration.name
+        name = settings.calibration or self._own_calibration.name
         try:
             calibration = self._read_calibration(name)
         except ApiError as error:

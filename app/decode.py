@@ -13,14 +13,13 @@ from torch import Tensor
 
 from app import bombs
 from app.errors import ApiError
+from models.pictures import rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow opens MPO as JPEG
 HEIF_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
 HEIF_BRANDS |= {b"avif": "AVIF", b"avis": "AVIF"}
-SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-WHITE = (255, 255, 255, 255)
 Pixels = NDArray[np.uint8]
 
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
@@ -31,7 +30,6 @@ FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 class Header:
     """Size in pixels as stored, before the EXIF orientation turns it."""
 
-    format: str
     width: int
     height: int
 
@@ -56,7 +54,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
             )
         if image.mode == "F":
             raise ApiError(415, "unsupported_media_type", "pictures of floating-point pixels are not taken")
-        return Header(image.format or "", width, height)
+        return Header(width, height)
 
 
 def decode(data: bytes) -> Tensor:
@@ -83,7 +81,7 @@ def _decode(data: bytes) -> Tensor:
                 image.seek(0)
                 _forget_exif(image)
                 image.load()
-                pixels = np.array(_rgb(image))
+                pixels = np.array(rgb(image))
             return torch.from_numpy(_upright(pixels, _orientation(image)))
         except ApiError:
             raise
@@ -149,14 +147,3 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in FLIPS:
         cv2.flip(pixels, FLIPS[orientation], dst=pixels)
     return pixels
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in SIXTEEN_BIT:
-        # Pillow's own conversion clips everything above 255 to white.
-        grey = np.asarray(image).clip(0, 65535) / 257
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,6 +1,5 @@
-"""The split policy: from the share p that the operator asks for to thresholds, and from a difficulty to a route."""
+"""The split policy: the thresholds in force while scores come in, and from a difficulty to a route."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from calibration.thresholds import Scores, floor_share, thresholds
+from calibration.thresholds import Scores
+from calibration.thresholds.split import Policy, split_for
 
 Mode = Literal["fixed", "tracking"]
-Policy = Literal["band", "top"]
 
 WINDOW = 1000
 """Newest scores that thresholds are taken from in `tracking`: few, so that a change of pictures is soon seen."""
@@ -41,16 +40,6 @@ class Route(StrEnum):
     easy = "easy"
     hard = "hard"
     extremely_hard = "extremely_hard"
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Thresholds for one share, and the share of the sample that they send to the large net."""
-
-    k1: float
-    k2: float
-    k1_lowered: bool
-    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +152,7 @@ class SplitPolicy:
         (Kolmogorov-Smirnov), 0 to 1; 0 while there are too few live scores."""
         if len(self._live) < CALIBRATION_ONLY:
             return 0.0
-        live, reference = np.sort(np.asarray(self._live)), np.sort(self._calibration)
+        live, reference = np.sort(np.asarray(self._live)), self._sorted
         both = np.concatenate([live, reference])
         difference = np.searchsorted(live, both, side="right") / len(live) - np.searchsorted(
             reference, both, side="right"
@@ -173,7 +162,7 @@ class SplitPolicy:
     def _calibrate(self, scores: Sequence[float]) -> None:
         # A part of them stays in the window while it fills, so their order must not be one of size.
         self._calibration: Scores = np.random.default_rng(0).permutation(np.asarray(scores, dtype=np.float64))
-        self._window = np.sort(self._calibration)
+        self._window = self._sorted = np.sort(self._calibration)
         self._live: deque[float] = deque(maxlen=WINDOW)
 
     def _take(
@@ -187,7 +176,7 @@ class SplitPolicy:
         *,
         pay_back: bool = True,
     ) -> Snapshot:
-        window = self._window if mode == "tracking" else np.sort(self._calibration)
+        window = self._window if mode == "tracking" else self._sorted
         split = split_for(window, p, theta, policy)
         snapshot = Snapshot(
             p=p,
@@ -208,58 +197,3 @@ class SplitPolicy:
             paid = split_for(window, owed, theta, policy)
             snapshot = replace(snapshot, k1=paid.k1, k2=paid.k2, k1_lowered=paid.k1_lowered)
         return snapshot
-
-
-def split_for(window: Scores, p: float, theta: float, policy: Policy) -> Split:
-    """Thresholds that send the share of `window` (sorted) nearest to p to the large net.
-
-    `band` is eq. 7 and 8, with p = 0 and p = 1 exact, and k1 lowered where eq. 8 runs out of scores. `top` is
-    one-sided: k2 is +inf and k1 the 1 - p quantile. Where scores are equal, the thresholds move to the nearest share
-    on either side.
-    """
-    literal = thresholds(window, p, theta)
-    n = len(window)
-    if p == 1:
-        return Split(-math.inf, math.inf, False, 1.0)
-    if p == 0:
-        if policy == "top":  # which knows no extremely hard people, so that all are easy then
-            return Split(1.0, math.inf, False, 0.0)
-        nearest = float(window[literal.j - 1])
-        return Split(nearest, nearest, False, 0.0)
-    wanted = floor_share(n, p)
-    easy = int(np.searchsorted(window, literal.k1, side="right"))
-    if policy == "top" or easy + wanted > n:
-        k1, share = _one_sided(window, wanted)
-        return Split(k1, math.inf, policy == "band", share)
-    return _band(window, literal.k1, literal.k2, easy, wanted)
-
-
-def _one_sided(window: Scores, wanted: int) -> tuple[float, float]:
-    """k1 such that about `wanted` scores are above it, and their share."""
-    n = len(window)
-    edge = window[n - wanted - 1] if wanted < n else -math.inf
-    below = window[window < edge]
-    candidates = [float(edge), float(below[-1]) if len(below) else -math.inf]
-    above = [n - int(np.searchsorted(window, k1, side="right")) for k1 in candidates]
-    best = min((0, 1), key=lambda i: (abs(above[i] - wanted), i))
-    return candidates[best], above[best] / n
-
-
-def _band(window: Scores, k1: float, k2: float, easy: int, wanted: int) -> Split:
-    """Eq. 8's k2 or, where scores as good as equal make it far too low, the score that leaves `wanted` between, or the
-    next one above that."""
-    n = len(window)
-
-    def hard(threshold: float) -> int:
-        return max(0, int(np.searchsorted(window, threshold, side="left")) - easy)
-
-    # Eq. 8 itself may be one short of `wanted` (see `thresholds`); that is no reason to leave it.
-    if wanted - hard(k2) > 1:
-        exact = _at(window, easy + wanted)
-        above = _at(window, int(np.searchsorted(window, exact, side="right")))
-        k2 = min(exact, above, key=lambda threshold: abs(hard(threshold) - wanted))
-    return Split(k1, k2, False, hard(k2) / n)
-
-
-def _at(window: Scores, index: int) -> float:
-    return float(window[index]) if index < len(window) else math.inf

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.config import finite
 from app.intake import Picture, Upload
 from app.pipeline import EstimatorChoice, ImageResult, Person
-from app.policy import Mode, Policy, Route, Snapshot
+from app.policy import Mode, Route, Snapshot
+from calibration.thresholds.split import Policy
 from models.skeleton import COCO
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -89,16 +90,16 @@ class PoseAnswer(BaseModel):
                     "models": {
                         "pair": "embedded",
                         "detector": "yolov8s-light-512-1b3a8eb1",
-                        "router": "router-2934ca94",
-                        "small": "tinypose-96x128-08db567d",
-                        "large": "tinypose-two-scale-288x384-f18e943e",
+                        "router": "router-6e73fe8c",
+                        "small": "tinypose-96x128-f685cc3a",
+                        "large": "tinypose-two-scale-288x384-be127a12",
                     },
                     "split": {
                         "p": 0.5,
                         "k1": 0.214031,
-                        "k2": 0.630912,
+                        "k2": None,
                         "mode": "tracking",
-                        "policy": "band",
+                        "policy": "top",
                         "version": 1,
                         "revision": 12,
                     },

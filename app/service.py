@@ -106,7 +106,7 @@ class Service:
                 raise PairError(
                     f"the {role} net has the keypoints of {entry.keypoints}; COCO's 17 are served"
                 )
-        self.config = ConfigStore(settings, self.manifest, self.manifest.folder / self.manifest.calibration)
+        self.config = ConfigStore(settings, self.manifest)
         self.metrics = Metrics(
             version=__version__,
             pair=self.manifest.names()["pair"],

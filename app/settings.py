@@ -7,7 +7,8 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
-from app.policy import Mode, Policy
+from app.policy import Mode
+from calibration.thresholds.split import Policy
 from models import defaults
 from models.runtime import Device, Precision, Runtime
 

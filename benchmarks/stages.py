@@ -114,7 +114,7 @@ class Stages:
 
     def turn(self, p: float) -> None:
         """Begin anew with another p."""
-        scores = read_calibration(self.pair.calibration).scores
+        scores = read_calibration(self.pair.manifest.calibration_path).scores
         self.policy = SplitPolicy(scores, p=p, theta=THETA, mode="tracking", policy=POLICY)
         self.seconds: dict[str, float] = defaultdict(float)
 

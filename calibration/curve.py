@@ -55,13 +55,25 @@ def interval(policy: str, scores: Array, gain: Array, shares: Sequence[float]) -
     return [[round(float(a), 3), round(float(b), 3)] for a, b in zip(low, high, strict=True)]
 
 
+def below(values: Array, others: Array) -> Array:
+    """(N,) how many of the others lie below each value; equal ones count half."""
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
+
+
+def rank_correlation(values: Array, others: Array) -> float:
+    """Spearman's, of two (N,); NaN where either is the same for all."""
+    first, second = below(values, values), below(others, others)
+    varied = len(np.unique(first)) > 1 and len(np.unique(second)) > 1
+    return float(np.corrcoef(first, second)[0, 1]) if varied else math.nan
+
+
 def validate(scores: Array, gain: Array, height: Array, wrong: Array) -> dict[str, Any]:
     """On held-back people's own boxes: recovered gain at SHARES by the router's two policies and by free rules, their
     intervals at INTERVALS, the rank correlation of score and gain, and the AUC of wrong against right boxes.
 
     scores, gain, height: (N,) of people. wrong: (M,) scores of wrong boxes, M may be 0.
     """
-    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (scores, gain)]
     return {
         "p": list(SHARES),
         "top": recovered_gain(top(scores), gain),
@@ -71,7 +83,7 @@ def validate(scores: Array, gain: Array, height: Array, wrong: Array) -> dict[st
         "interval_p": list(INTERVALS),
         "top_interval": interval("top", scores, gain, INTERVALS),
         "band_interval": interval("band", scores, gain, INTERVALS),
-        "correlation": _finite(np.asarray(np.corrcoef(ranks))[0, 1]) if len(gain) > 1 else None,
+        "correlation": _finite(rank_correlation(scores, gain)),
         "auc_wrong_box": _finite((wrong[:, None] > scores[None]).mean()) if len(wrong) else None,
         "spread": [round(float(v), 4) for v in np.quantile(scores, [0, 0.05, 0.5, 0.95, 1])],
         "people": len(gain),

@@ -124,7 +124,7 @@ def main() -> int:
         int8 = resolve_int8(device, options.precision, options.runtime)
         pair = load_pair(manifest, device, dtype, options.runtime, int8=int8)
         others = other_routers(options, device, dtype)
-        calibration = options.calibration or pair.calibration
+        calibration = options.calibration or pair.manifest.calibration_path
         scores = fitting_scores(calibration, pair.manifest)
         in_int8 = int8 and pair.manifest.detector.int8 is not None
         ran = conditions(options, device, dtype, None if scores is None else calibration, in_int8)

@@ -9,10 +9,11 @@ import numpy as np
 
 from calibration.accuracy import CROWDING, accuracy, interval
 from calibration.boxes import Array
+from calibration.curve import below, rank_correlation
 from calibration.data import LabelledImage
 from calibration.estimates import Estimates, Mask, Matcher, oks_gain
 from calibration.gain import Gain
-from calibration.thresholds import floor_share, thresholds, top_threshold
+from calibration.thresholds.split import Policy, split_for
 
 JUNK = 0.1
 """The trivial rule: boxes scored lower are not answered at all, the others by the large net."""
@@ -41,23 +42,10 @@ class Row:
     people_per_s: float
 
 
-def limits(scores: Sequence[float], p: float, theta: float, policy: str) -> tuple[float, float]:
-    """k1 and k2 from the calibration scores: `band` is eq. 7 and 8, with k1 lowered where too few lie above it; `top`
-    sends the share p of the highest. p = 0 sends nobody and p = 1 everybody.
-    """
-    if p == 0:
-        return math.inf, math.inf
-    band = thresholds(scores, p, theta)
-    easy = sum(score <= band.k1 for score in scores)
-    if policy == "top" or easy + floor_share(len(scores), p) > len(scores):
-        return top_threshold(scores, p), math.inf
-    return band.k1, band.k2
-
-
 def routings(
     estimates: Estimates,
     scores: Sequence[float] | None,
-    policies: Sequence[str],
+    policies: Sequence[Policy],
     shares: Sequence[float],
     theta: float,
 ) -> dict[tuple[str, float | None], Mask]:
@@ -68,9 +56,10 @@ def routings(
         ("large", None): np.ones(count, dtype=bool),
     }
     if scores is not None:
+        window = np.sort(np.array(scores))
         for policy, p in product(policies, shares):
-            k1, k2 = limits(scores, p, theta, policy)
-            masks[policy, p] = (estimates.difficulty > k1) & (estimates.difficulty < k2)
+            split = split_for(window, p, theta, policy)
+            masks[policy, p] = (estimates.difficulty > split.k1) & (estimates.difficulty < split.k2)
     return masks
 
 
@@ -141,21 +130,13 @@ def quality(estimates: Estimates, difficulty: Array) -> dict[str, float]:
     right = np.array([person.label is not None and person.label.has_pose for person in estimates.found])
     wrong = np.array([person.wrong for person in estimates.found])
     gain = oks_gain(estimates)[right]
-    ranks = [below(values, values) for values in (difficulty[right], gain)]
-    ranked = right.any() and all(len(np.unique(values)) > 1 for values in ranks)
     judged = right.any() and wrong.any()
     return {
-        "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if ranked else math.nan,
+        "rank_correlation": rank_correlation(difficulty[right], gain),
         "auc_right_above_wrong": float(below(difficulty[right], difficulty[wrong]).mean() / wrong.sum())
         if judged
         else math.nan,
     }
-
-
-def below(values: Array, others: Array) -> Array:
-    """(N,) how many of the others lie below each value; equal ones count half."""
-    ordered = np.sort(others)
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:

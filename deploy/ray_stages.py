@@ -108,7 +108,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     }
     role, network = load[name]
     networks: dict[str, Any] = dict.fromkeys(("detector", "router", "small", "large"))
-    pair = Pair(manifest, device, manifest.folder / manifest.calibration, **networks | {role: network()})
+    pair = Pair(manifest, device, **networks | {role: network()})
     (stage,) = (
         stage
         for stage in build_stages(pair, observer, settings.max_passed_over_ms / 1000, at_once=1)

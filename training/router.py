@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
+from calibration.curve import rank_correlation
 from calibration.data import (
     LabelledImage,
     Pictures,
@@ -183,8 +184,7 @@ def report(scores: NDArray[np.float64], samples: Samples, rows: NDArray[np.bool_
             ]
         result[f"{name}_boxes"] = len(chosen)
     own = rows & (samples.kind == LABELLED)
-    ranks = [np.argsort(np.argsort(values[own])) for values in (scores, samples.gain)]
-    result["correlation"] = round(float(np.asarray(np.corrcoef(ranks))[0, 1]), 3)
+    result["correlation"] = round(rank_correlation(scores[own], samples.gain[own]), 3)
     detected = rows & (samples.kind == DETECTED)
     wrong, right = scores[detected & samples.wrong], scores[detected & np.isfinite(samples.oks_small)]
     result["auc_right_above_wrong"] = round(float((right[:, None] > wrong[None]).mean()), 3)

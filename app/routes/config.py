@@ -19,13 +19,13 @@ EXAMPLE = {
     "p": 0.5,
     "theta": 0.1,
     "mode": "tracking",
-    "policy": "band",
-    "min_score": 0.3,
+    "policy": "top",
+    "min_score": 0.35,
     "flip_test": False,
     "calibration": "calibration.json",
     "thresholds": {
         "k1": 0.214031,
-        "k2": 0.630912,
+        "k2": None,
         "k1_lowered": False,
         "reachable": 0.5,
         "samples": 1000,
@@ -53,7 +53,7 @@ async def get_config(request: Request) -> Response:
     "", responses=ANSWER | problems(400, 401, 412, 413, 415, 422), openapi_extra={"requestBody": BODY}
 )
 async def patch_config(request: Request) -> Response:
-    """JSON Merge Patch, all or nothing, in force for the next person routed. `If-Match` guards against lost updates."""
+    """JSON Merge Patch, all or nothing, in force from the next request on. `If-Match` guards against lost updates."""
     service = service_of(request)
     authorise(request, service.settings.admin_token)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -67,7 +67,7 @@ class Ingress:
     def __init__(self, pair: str, detector: Any, router: Any, small: Any, large: Any) -> None:
         self.detector, self.router, self.small, self.large = detector, router, small, large
         manifest = read_manifest(pair)
-        scores = read_calibration(manifest.folder / manifest.calibration).scores
+        scores = read_calibration(manifest.calibration_path).scores
         self.policy = SplitPolicy(scores, p=P, theta=THETA, mode="tracking", policy=POLICY)
 
     async def __call__(self, request: Request) -> dict[str, Any]:

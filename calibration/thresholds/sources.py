@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from calibration.data import Pictures, decode, has_split, is_held_back, read_split
+from models.pictures import rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 TRAIN = "train"
@@ -89,13 +90,9 @@ def _file(path: Path) -> Picture:
 
 
 def open_picture(path: Path) -> Tensor:
-    """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation, transparency over white."""
+    """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation, colours as in `models.pictures`."""
     with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-        return torch.from_numpy(np.array(upright.convert("RGB")))
+        return torch.from_numpy(np.array(rgb(ImageOps.exif_transpose(image))))
 
 
 def _video(path: Path, every: int | None, samples: int, remark: Callable[[str], None]) -> list[Picture]:

@@ -37,6 +37,7 @@ from models.zoo.sidecar import (
     Deviations,
     check_complete,
     detector_fields,
+    detector_size,
     pose_fields,
     read_sidecar,
     sidecar_path,
@@ -164,6 +165,11 @@ class Manifest(_Entry):
         return self._folder
 
     @property
+    def calibration_path(self) -> Path:
+        """Of the scores that come with the pair."""
+        return self._folder / self.calibration
+
+    @property
     def replaced(self) -> tuple[Role, ...]:
         """What is not as `pair.json` has it."""
         return self._replaced
@@ -254,6 +260,8 @@ def named_entry(kind: type[Kind], role: Role, given: str) -> Kind:
                 entry["config"] = sidecar.config
             elif sidecar and role in ("small", "large"):
                 entry |= pose_fields(sidecar, path)
+            elif sidecar and role == "detector" and (size := detector_size(sidecar, path)):
+                entry["input_size"] = size
         entry["architecture"] = (name if named else architecture) or _known_beginning(role, path.name)
         result = kind.model_validate(_completed(role, entry, path.parent))
     except OSError as error:

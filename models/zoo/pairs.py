@@ -52,7 +52,6 @@ class Pair:
 
     manifest: Manifest
     device: torch.device
-    calibration: Path
     detector: Detector
     router: DifficultyScorer | PoseScorer
     small: PoseEstimator
@@ -272,7 +271,6 @@ def load_pair(
     return Pair(
         manifest=manifest,
         device=device,
-        calibration=manifest.folder / manifest.calibration,
         detector=detector,
         router=router,
         small=within or load_estimator(folder, manifest.small, device, dtype, runtime),

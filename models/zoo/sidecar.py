@@ -35,6 +35,7 @@ Channels = tuple[float, float, float]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Deviations = tuple[Positive, Positive, Positive]
 
+SQUARE = "a detector needs a square `letterbox` WIDTHxHEIGHT or `shape`"
 HEATMAP, SIMCC, BOXES, RAW_BOXES = ["heatmap"], ["simcc_x", "simcc_y"], ["boxes", "class"], ["raw boxes"]
 
 
@@ -128,12 +129,23 @@ def pose_fields(sidecar: Sidecar, net: Path) -> dict[str, Any]:
     return fields if codec is None else fields | {"codec": codec}
 
 
+def detector_size(sidecar: Sidecar, net: Path) -> int | None:
+    """The longest side of a detector's input, if the sidecar names one. Raises PairError."""
+    size: tuple[int, int] | None = input_fields(sidecar).get("size")
+    if size is None:
+        return None
+    if size[0] != size[1]:
+        raise _wrong(net, "input", SQUARE)
+    return size[0]
+
+
 def detector_fields(sidecar: Sidecar, net: Path) -> dict[str, Any]:
     """The fields `input_size` and `onnx` of an entry of `pair.json` for an ONNX detector. Raises PairError."""
+    width = detector_size(sidecar, net)
+    if width is None:
+        raise _wrong(net, "input", SQUARE)
     fields = input_fields(sidecar)
-    width, height = fields.pop("size", (0, 0))
-    if width != height or not width:
-        raise _wrong(net, "input", "a detector needs a square `letterbox` WIDTHxHEIGHT or `shape`")
+    fields.pop("size")
     if sidecar.kinds[:2] == BOXES:
         return {"input_size": width, "onnx": fields | {"output": "boxes"}}
     if sidecar.kinds[:1] != RAW_BOXES:

@@ -182,7 +182,7 @@ def test_exif_data_of_a_tiff_is_not_read() -> None:
 
 def test_a_bmp_in_short_runs_is_taken() -> None:
     data = bmp_of_runs(640, 480, 2)
-    assert read_header(data, MAX_PIXELS).format == "BMP"
+    assert read_header(data, MAX_PIXELS).width == 640
     assert decode(data).shape == (480, 640, 3)
 
 

@@ -2,10 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from app.policy import PEOPLE_PER_REVISION, Route, SplitPolicy, split_for
+from app.policy import PEOPLE_PER_REVISION, Route, SplitPolicy
 from calibration.thresholds import thresholds
 
 STREAMS = range(20)
@@ -185,22 +183,6 @@ def test_drift_tells_other_pictures_from_those_of_the_calibration():
     send(same, normal(rng, 1000))
     send(other, normal(rng, 1000, shift=2))
     assert same.drift() < 0.1 < 0.5 < other.drift() <= 1
-
-
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=60),
-    st.floats(0, 1),
-    st.floats(0, 1),
-    st.sampled_from(["band", "top"]),
-)
-@example([0, 1e-257, 1e-95, 0.5, 1], 0.5, 0.25, "band")
-def test_the_reported_share_is_what_the_thresholds_do(scores, p, theta, rule):
-    window = np.sort(np.array(scores))
-    split = split_for(window, p, theta, rule)
-    hard = int(((window > split.k1) & (window < split.k2)).sum())
-    assert split.share == pytest.approx(hard / len(window))
-    if len(set(scores)) == len(scores):
-        assert abs(split.share - p) <= 2 / len(window)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 1])

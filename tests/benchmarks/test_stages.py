@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,7 +22,7 @@ class FakePair:
     answer with the left edge of the box, and a score that says which of them it was."""
 
     device = torch.device("cpu")
-    calibration = CALIBRATION
+    manifest = SimpleNamespace(calibration_path=CALIBRATION)
 
     def __init__(self, small_in_router: bool = False) -> None:
         self.small_in_router = small_in_router

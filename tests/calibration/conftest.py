@@ -77,6 +77,7 @@ class FakePair:
             names=lambda: {"pair": "fake"},
             router=SimpleNamespace(architecture="pose", sha256=""),
             detector=SimpleNamespace(int8=None),
+            calibration_path=self.calibration,
         )
 
     def detector(self, pictures: Sequence[Tensor], min_scores: Sequence[float]) -> list[Tensor]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.curve import SHARES, band, interval, plot, recovered_gain, top, validate
+from calibration.curve import SHARES, band, interval, plot, rank_correlation, recovered_gain, top, validate
 
 
 def test_the_recovered_gain_is_that_of_the_people_sent_to_the_large_net():
@@ -33,6 +33,13 @@ def test_a_router_that_knows_the_gain_is_as_good_as_the_oracle():
     assert found["correlation"] == 1.0
     assert found["auc_wrong_box"] is None
     assert found["people"] == 200
+
+
+def test_people_of_equal_gain_have_equal_ranks():
+    gain = np.array([0, 0, 0, 0, 1.0])
+    for scores, expected in (([1, 2, 3, 4, 5], 0.7071), ([4, 3, 2, 1, 5], 0.7071), ([5, 1, 2, 3, 4], 0.3536)):
+        assert rank_correlation(np.array(scores, float), gain) == pytest.approx(expected, abs=1e-3)
+    assert validate(np.linspace(0.1, 0.8, 50), np.ones(50), np.ones(50), np.empty(0))["correlation"] is None
 
 
 def test_a_router_that_knows_nothing_recovers_about_p_within_its_interval():

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from app.policy import Policy, split_for
 from calibration.boxes import FoundPerson
 from calibration.data import LabelledImage, LabelledPerson, read_split
 
@@ -23,32 +22,12 @@ pytest.importorskip("pycocotools")
 
 from calibration.estimates import Costs, Estimates
 from calibration.evaluate import main
-from calibration.measured import coco_results, limits, measured_rows, quality, routings
+from calibration.measured import coco_results, measured_rows, quality, routings
 from models.router import RouterConfig
 from models.zoo import Pair, read_manifest
 
 Command = Callable[..., str]
 MACS = {"router": 1.0, "small": 2.0, "large": 10.0}
-
-
-@pytest.mark.parametrize(("p", "share"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (1, 1)])
-def test_the_top_policy_sends_the_highest_scores(p: float, share: float) -> None:
-    scores = [0.4, 0.1, 0.3, 0.2]
-    k1, k2 = limits(scores, p, 0.1, "top")
-    assert np.mean([k1 < s < k2 for s in scores]) == share
-
-
-@pytest.mark.parametrize("p", [0, 0.3, 0.5, 0.7, 1])
-@pytest.mark.parametrize("policy", ["band", "top"])
-def test_stored_scores_route_as_the_service_does(policy: Policy, p: float) -> None:
-    """Also where six of ten lie above k1, and people that come are easier or harder than all of these."""
-    scores = [0.1, 0.11, 0.12, 0.13, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9]
-    people = np.array([*scores, 0.05, 0.95])
-    k1, k2 = limits(scores, p, 0.1, policy)
-    served = split_for(np.array(scores), p, 0.1, policy)
-    assert ((people > k1) & (people < k2)).tolist() == ((people > served.k1) & (people < served.k2)).tolist()
-    if p in (0, 1):
-        assert ((people > k1) & (people < k2)).mean() == p
 
 
 @pytest.mark.parametrize("option", ["--p", "--theta"])

@@ -105,6 +105,6 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, content: str):
 
 def test_the_bundled_calibration_is_of_the_bundled_router():
     manifest = read_manifest("embedded")
-    made_with = read_calibration(manifest.folder / manifest.calibration).made_with
+    made_with = read_calibration(manifest.calibration_path).made_with
     assert made_with.router_sha256 == manifest.router.sha256
     assert made_with.detector_sha256 == manifest.detector.sha256

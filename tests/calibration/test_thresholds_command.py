@@ -103,9 +103,8 @@ def test_three_photographs_make_a_file_that_a_running_service_takes(
     assert numbers["k1"] == pytest.approx(thresholds(calibration.scores, 0.5, 0.1).k1, abs=1e-5)
     assert [spread["people"] for spread in numbers["spreads"]] == [7]
 
-    manifest = read_manifest("embedded")
     settings = Settings(calibration_dir=out.parent, policy="band")
-    config = ConfigStore(settings, manifest, pair.calibration)
+    config = ConfigStore(settings, read_manifest("embedded"))
     config.patch(b'{"calibration": "photos.json"}', None)
     assert config.report()["thresholds"]["samples"] == 7
     assert config.report()["thresholds"]["k1"] == pytest.approx(numbers["k1"], abs=1e-5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.decode import decode
 from calibration.data import is_held_back
 from calibration.thresholds.sources import EVERY, SourceError, open_picture, opened, pictures_of
 
@@ -51,6 +52,13 @@ def test_pictures_are_upright_and_transparency_is_white(tmp_path: Path):
     assert open_picture(draw(tmp_path / "a.jpg", (40, 20), exif=turned)).shape == (40, 20, 3)
     Image.new("RGBA", (4, 2), (10, 20, 30, 0)).save(tmp_path / "b.png")
     assert open_picture(tmp_path / "b.png").unique().tolist() == [255]
+
+
+def test_sixteen_bits_are_what_the_service_takes_them_for(tmp_path: Path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 257, 40_000, 65_535]], np.uint16)).save(path)
+    assert open_picture(path)[0, :, 0].tolist() == [0, 1, 156, 255]
+    assert torch.equal(open_picture(path), decode(path.read_bytes()))
 
 
 def coco(folder: Path, split: str, ids: list[int]) -> None:

@@ -155,7 +155,7 @@ async def check_picture(data: bytes) -> str:
     height, width, colours = decode(data).shape
     if sorted((height, width)) != sorted((header.height, header.width)) or colours != 3:
         raise AssertionError(f"the header says {header}, the pixels are {width} x {height} x {colours}")
-    return header.format
+    return "taken"
 
 
 def checker(kind: str) -> Check:

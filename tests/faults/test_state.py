@@ -124,9 +124,8 @@ def test_a_disk_that_fills_up_under_the_service_costs_only_a_warning(
 
 
 def store(pair_folder: Path, state: Path) -> ConfigStore:
-    manifest = read_manifest(str(pair_folder))
     settings = Settings(_env_file=None, pair=str(pair_folder), state_file=state)
-    return ConfigStore(settings, manifest, pair_folder / manifest.calibration)
+    return ConfigStore(settings, read_manifest(str(pair_folder)))
 
 
 def killed_while_it_changes(pair_folder: Path, state: Path, after_s: float) -> int:

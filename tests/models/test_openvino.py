@@ -514,7 +514,7 @@ def test_people_take_the_routes_they_take_in_pytorch(pairs, people, dtype: torch
         pairs[runtime, dtype].router(pictures, rows[:, :4], rows[:, 4]) for runtime in ("eager", "openvino")
     )
     assert (slow - fast).abs().max() < 0.03
-    scores = read_calibration(pairs["eager", dtype].calibration).scores
+    scores = read_calibration(pairs["eager", dtype].manifest.calibration_path).scores
     k1 = SplitPolicy(scores, p=0.5, theta=0.1, mode="fixed", policy="top").snapshot.k1
     assert ((slow > k1) != (fast > k1)).float().mean() < 0.01
 

@@ -42,7 +42,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_the_bundled_pair_loads_and_names_its_networks():
     pair = load_pair("embedded", CPU, torch.float32)
-    assert pair.calibration.is_file()
+    assert pair.manifest.calibration_path.is_file()
     assert set(pair.manifest.names()) == {"pair", "detector", "router", "small", "large"}
 
 
@@ -78,7 +78,7 @@ def test_a_router_with_another_small_net_in_it_leaves_the_pairs_own_to_run(
 
 
 def test_a_pair_in_a_folder_of_ones_own_is_used(pair_copy: Path):
-    assert load_pair(str(pair_copy), CPU, torch.float32).calibration.parent == pair_copy
+    assert load_pair(str(pair_copy), CPU, torch.float32).manifest.folder == pair_copy
 
 
 @pytest.mark.parametrize("name", ["detector", "router", "small", "large"])
@@ -164,7 +164,7 @@ def test_a_network_of_the_paper_comes_by_name_and_file(spot: Path, name: str, co
     pair = load_pair(manifest, CPU, torch.float32)
     assert pair.small.udp is udp
     assert pair.small.network(torch.zeros(2, 3, 256, 192)).shape == (2, 17, 64, 48)
-    assert pair.calibration == EMBEDDED / "calibration.json"
+    assert pair.manifest.calibration_path == EMBEDDED / "calibration.json"
 
 
 def test_a_file_named_like_its_network_needs_no_name(spot: Path):

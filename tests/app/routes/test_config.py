@@ -44,7 +44,7 @@ def test_the_configuration_says_what_is_in_force(client):
     }
 
 
-def test_a_change_is_in_force_for_the_next_person(client):
+def test_a_change_is_in_force_for_the_next_request(client):
     def post():
         return client.post("/pose", content=HARD, headers={"Content-Type": "image/png"}).json()
 

@@ -7,6 +7,7 @@ import pytest
 
 from app.routes.page import FILES, MEDIA_TYPES, SWAGGER_UI
 from models import drawing
+from models.zoo import read_manifest
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "app" / "static"
@@ -133,7 +134,8 @@ def test_openapi_describes_every_route_with_examples_and_errors(client):
     pose = document["paths"]["/pose"]["post"]
     assert set(pose["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/json"}
     assert {"400", "401", "408", "413", "415", "422", "429", "500", "503", "504"} <= set(pose["responses"])
-    assert document["components"]["schemas"]["PoseAnswer"]["examples"]
+    (example,) = document["components"]["schemas"]["PoseAnswer"]["examples"]
+    assert example["models"] == read_manifest("embedded").names()
     assert document["components"]["schemas"]["Problem"]["examples"]
     assert "example" in document["paths"]["/config"]["get"]["responses"]["200"]["content"]["application/json"]
     assert client.get("/docs").status_code == 200

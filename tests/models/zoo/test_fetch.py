@@ -375,7 +375,7 @@ def test_a_fetched_pair_loads_by_its_name(tiny: str, cache: Path, capsys: pytest
     pair = load_pair(tiny, torch.device("cpu"), torch.float32)
     assert pair.manifest.names()["pair"] == tiny
     assert pair.manifest.small.input_size == (192, 256)
-    scores = json.loads(pair.calibration.read_text())
+    scores = json.loads(pair.manifest.calibration_path.read_text())
     assert scores["made_with"]["pair"] == tiny
     assert scores["made_with"]["router_sha256"] == pair.manifest.router.sha256
     assert [path.name for path in (cache / "pairs").iterdir()] == [tiny]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from models.skeleton import CROWDPOSE
-from models.zoo import EstimatorEntry, PairError, named_entry
+from models.zoo import DetectorEntry, EstimatorEntry, PairError, named_entry
 from models.zoo.sidecar import detector_fields, pose_fields, read_sidecar
 
 POSE: dict[str, Any] = {
@@ -108,6 +108,18 @@ def test_what_is_wrong_is_said_with_file_and_field(
         named_entry(EstimatorEntry, "small", str(net))
     assert "net." in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_beside_a_detectors_weights_it_changes_the_size(tmp_path: Path) -> None:
+    weights = tmp_path / "yolov8s.safetensors"
+    weights.write_bytes(b"any")
+    sidecar = weights.with_suffix(".json")
+    for content, size in (("{}", 640), ('{"input": {"letterbox": "512x512"}}', 512)):
+        sidecar.write_text(content)
+        assert named_entry(DetectorEntry, "detector", str(weights)).input_size == size
+    sidecar.write_text('{"input": {"letterbox": "512x256"}}')
+    with pytest.raises(PairError, match=r"yolov8s\..*square"):
+        named_entry(DetectorEntry, "detector", str(weights))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
