@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from calibration.data import Pictures, has_split, read_split
+from calibration.thresholds.sources import SUFFIXES
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 QUALITY = 90
 MEDIA_TYPE = "image/jpeg"
 

@@ -133,7 +133,6 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Reading, Rec
     loss.add_argument("--no-filter", action="store_true", help="everybody counts, as in the paper's text")
     loss.add_argument("--filter-area", choices=["crop", "person"], help="area in the filter's OKS (crop)")
     loss.add_argument("--clamp", action=argparse.BooleanOptionalAction, help="keep targets within 0..1 (no)")
-    loss.add_argument("--total", choices=["mean", "sum"], help="over the joints (mean)")
     loss.add_argument(
         "--axes", choices=["pixels", "size", "swapped"], help="divide x, y by width, height (pixels)"
     )
@@ -143,7 +142,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Reading, Rec
     )
     options = parser.parse_args(arguments)
 
-    switches = ("filter_area", "clamp", "total", "axes", "cells", "joint_weights")
+    switches = ("filter_area", "clamp", "axes", "cells", "joint_weights")
     given = {name: value for name in switches if (value := getattr(options, name)) is not None}
     if options.filter or options.no_filter:
         given["oks_filter"] = None if options.no_filter else tuple(options.filter)

@@ -88,13 +88,12 @@ def cores() -> int:
         return allowed
 
 
-def set_cpu_threads(threads: int) -> int:
+def set_cpu_threads(threads: int) -> None:
     """Let every network run on so many threads; 0 is a quarter of the cores, so that four run at once. Before
-    the first network is compiled. Returns the number."""
+    the first network is compiled."""
     threads = threads or max(1, cores() // 4)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    return threads
 
 
 def own_stream(run: Callable[[T], R], device: torch.device) -> Callable[[T], R]:

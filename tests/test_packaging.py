@@ -150,10 +150,13 @@ def test_the_container_runs_as_nobody_special_and_hears_signals() -> None:
     assert "/healthz" in container()
 
 
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "models/weights/README.md"])
-def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
-    assert {link for link in links if not (ROOT / page).parent.joinpath(link).exists()} == set()
+PAGES = [page for pattern in ("*.md", "[!.]*/*.md", "[!.]*/*/*.md") for page in ROOT.glob(pattern)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "runs" not in page.parts], ids=str)
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert {link for link in links if not page.parent.joinpath(link).exists()} == set()
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

@@ -31,13 +31,12 @@ from calibration.accuracy import accuracy
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from calibration.detection import find, match_boxes
 from models.defaults import DETECTOR_SIZE
-from models.detector import FILL, BoxDecoder, YoloDetector, build_network
+from models.detector import FILL, BoxDecoder, YoloDetector, build_network, person_rows
 from models.runtime import compile_network, resolve_device
 from models.zoo import save_weights
 from training.plots import plot_curve, read_log
 
-from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
-from ultralytics.utils.loss import v8DetectionLoss  # isort: skip
+from ultralytics.utils.loss import v8DetectionLoss  # isort: skip  # after models.detector has set its environment
 
 ARCHITECTURE = "yolov8s"
 GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # ultralytics' defaults
@@ -57,16 +56,8 @@ def initial_network(path: Path) -> Any:
         if scale is not None:
             value = value.float() * scale.float().view(-1, 1, 1, 1)
         weights[key] = value.float() if value.is_floating_point() else value
-    full = DetectionModel(f"{ARCHITECTURE}.yaml", verbose=False)
-    full.load_state_dict(weights, strict=True)
     network = build_network(ARCHITECTURE)
-    network.load_state_dict(
-        {
-            key: value[:1] if value.shape[:1] != network.state_dict()[key].shape[:1] else value
-            for key, value in full.state_dict().items()
-        },
-        strict=True,
-    )
+    network.load_state_dict(person_rows(weights, network), strict=True)
     return network
 
 
