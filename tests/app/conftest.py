@@ -125,6 +125,12 @@ def calibration(low: float = 0.4, high: float = 0.6, **made_with: Any) -> dict[s
     return {"scores": scores, "theta": 0.1, "made_with": origin | made_with, "people": 1001, "images": 300}
 
 
+@pytest.fixture(autouse=True)
+def nothing_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that starts looks for garbage among all that PyTorch is made of, which takes a fifth of a second."""
+    monkeypatch.setattr("app.service.gc", SimpleNamespace(collect=int, freeze=int, unfreeze=int))
+
+
 @pytest.fixture
 def serve(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """`serve(mode="fixed", ...)` starts a service with these settings and returns its client; `client.pair` is the fake

@@ -6,7 +6,7 @@ import pytest
 from app.policy import PEOPLE_PER_REVISION, Route, SplitPolicy
 from calibration.thresholds import thresholds
 
-STREAMS = range(20)
+STREAMS = range(5)
 
 
 def normal(rng: np.random.Generator, n: int, shift: float = 0) -> np.ndarray:

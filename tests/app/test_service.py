@@ -182,7 +182,8 @@ def test_metrics_tell_readiness_as_readyz_does(serve):
         assert f"dynpose_ready {told}.0" in client.get("/metrics").text.splitlines()
 
 
-def test_the_garbage_collector_leaves_alone_what_was_loaded(serve):
+def test_the_garbage_collector_leaves_alone_what_was_loaded(serve, monkeypatch):
+    monkeypatch.setattr("app.service.gc", gc)
     gc.unfreeze()
     serve()
     assert gc.get_freeze_count() > 0

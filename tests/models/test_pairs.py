@@ -184,7 +184,7 @@ def test_the_file_beside_weights_says_what_they_are(tmp_path: Path):
     path.with_suffix(".json").write_text(json.dumps(described))
     entry = named_entry(EstimatorEntry, "small", str(path))
     assert (entry.architecture, entry.input_size, entry.codec) == ("tinypose", (128, 160), "quarter")
-    estimator = load_estimator("embedded", entry, CPU, torch.float32)
+    estimator = load_estimator("embedded", entry, CPU, torch.float32, "eager")
     assert estimator.network(torch.zeros(1, 3, 160, 128)).shape == (1, 17, 40, 32)
 
 

@@ -323,7 +323,7 @@ def test_two_commands_make_a_pair_one_after_the_other(
         command.join()
     assert "another command is fetching, waiting for it" in capsys.readouterr().err
     assert len(server.asked) == 2
-    load_pair(tiny, torch.device("cpu"), torch.float32)
+    load_pair(tiny, torch.device("cpu"), torch.float32, "eager")
 
 
 def test_a_changed_file_in_the_cache_is_fetched_again(
@@ -372,7 +372,7 @@ def test_a_fetched_pair_loads_by_its_name(tiny: str, cache: Path, capsys: pytest
     assert "PAIR=tiny make serve" in said
     assert "calibration.train_router DATA --pair tiny" in said
     assert pair_folder(tiny) == cache / "pairs" / tiny
-    pair = load_pair(tiny, torch.device("cpu"), torch.float32)
+    pair = load_pair(tiny, torch.device("cpu"), torch.float32, "eager")
     assert pair.manifest.names()["pair"] == tiny
     assert pair.manifest.small.input_size == (192, 256)
     scores = json.loads(pair.manifest.calibration_path.read_text())
