@@ -6,13 +6,13 @@ import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import ApiError
 from app.policy import Mode, SplitPolicy
-from app.settings import Settings
+from app.settings import Fraction, Settings
 from app.strict_json import NotJson, RefusedJson, loads
 from calibration.thresholds import Calibration, read_calibration
 from calibration.thresholds.split import Policy
@@ -21,7 +21,6 @@ from models.zoo import Manifest
 
 log = logging.getLogger("dynpose.config")
 
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
 
 

@@ -20,20 +20,17 @@ import torch
 from torch import Tensor
 
 from app.batching import BatchQueue, Ticket
-from app.intake import Picture
+from app.intake import Bbox, Picture
 from app.metrics import Metrics
 from app.policy import Route, Snapshot, SplitPolicy
+from models.defaults import RESCORING_SCORE
 from models.detector import Detector
 from models.estimator import PoseEstimator
 from models.zoo import Pair
 
-Bbox = tuple[float, float, float, float]
 Keypoints = list[list[float]]
 """17 rows x, y in picture pixels, and score."""
 EstimatorChoice = Literal["auto", "small", "large"]
-
-# A joint below this says nothing about how good the pose is (COCO's usual rescoring).
-RESCORING_THRESHOLD = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +196,7 @@ class Pipeline:
 
 def _pose_score(keypoints: Keypoints) -> float:
     """Mean score of the joints above 0.2, 0 without any."""
-    sure = [score for _, _, score in keypoints if score > RESCORING_THRESHOLD]
+    sure = [score for _, _, score in keypoints if score > RESCORING_SCORE]
     return sum(sure) / len(sure) if sure else 0.0
 
 

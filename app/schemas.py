@@ -11,10 +11,9 @@ from app.config import finite
 from app.intake import Picture, Upload
 from app.pipeline import EstimatorChoice, ImageResult, Person
 from app.policy import Mode, Route, Snapshot
+from app.settings import Fraction
 from calibration.thresholds.split import Policy
 from models.skeleton import COCO
-
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 MAX_DEADLINE_MS = 600_000
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from calibration.data import LabelledImage, LabelledPerson
 from calibration.okd import oks
+from models.defaults import RESCORING_SCORE
 from models.skeleton import by_keypoints
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
-MIN_KEYPOINT_SCORE = 0.2
 BOOTSTRAPS = 500
 
 Area = Literal["all", "medium", "large"]
@@ -41,7 +41,7 @@ class Pose:
     @property
     def score(self) -> float:
         """By which poses are ranked: the score of the box times the mean score of the joints above 0.2."""
-        confident = self.keypoints[:, 2][self.keypoints[:, 2] > MIN_KEYPOINT_SCORE]
+        confident = self.keypoints[:, 2][self.keypoints[:, 2] > RESCORING_SCORE]
         return self.bbox_score * float(confident.mean()) if len(confident) else 0.0
 
 

@@ -18,6 +18,9 @@ NMS_IOU = 0.6
 MAX_PEOPLE = 100
 """People of one picture that are kept, the highest scores first."""
 
+RESCORING_SCORE = 0.2
+"""A joint below this says nothing about how good the pose is (COCO's usual rescoring)."""
+
 P = 0.5
 """Share of people sent to the large network."""
 

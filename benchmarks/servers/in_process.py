@@ -48,6 +48,9 @@ Poses = tuple[Tensor, Sequence[Tensor]]
 
 
 class Loop(Protocol):
+    group: int
+    """Pictures of one call."""
+
     def turn(self, p: float) -> None:
         """Begin anew with another p, where there is one."""
 
@@ -181,7 +184,7 @@ def load_yolo_pose(path: Path) -> Any:
     return yolo
 
 
-LOOPS: dict[str, Callable[[argparse.Namespace, Sequence[Post]], Any]] = {
+LOOPS: dict[str, Callable[[argparse.Namespace, Sequence[Post]], Loop]] = {
     "bound": Bound,
     "rtmlib": Rtmlib,
     "yolo": Ultralytics,
@@ -189,7 +192,7 @@ LOOPS: dict[str, Callable[[argparse.Namespace, Sequence[Post]], Any]] = {
 }
 
 
-def run(loop: Any, posts: Iterator[Post], seconds: float, p: float) -> dict[str, Any]:
+def run(loop: Loop, posts: Iterator[Post], seconds: float, p: float) -> dict[str, Any]:
     """Pictures and people of so many seconds, and the time of each call in milliseconds."""
     loop.turn(p)
     images = people = 0
