@@ -63,6 +63,7 @@ def main() -> int:
         drain_delay_s=settings.drain_delay_s,
         grace_s=settings.shutdown_grace_s,
         patience_s=settings.body_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
     )
     allow_many_connections()
     spare_memory()

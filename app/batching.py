@@ -488,5 +488,4 @@ def _device_lost(error: Exception) -> bool:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    # Torch's, without importing torch here; and CUDA's own.
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch here

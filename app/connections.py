@@ -14,7 +14,8 @@ MAX_OPEN_FILES = 65_536
 class Connection(H11Protocol):
     """One client's connection, looked at every `patience_s` seconds. It is closed when all the time since the last look
     it waited for the head of a request, for the client to take a byte of the answer, or to hear that this was the last.
-    Bodies have a time limit of their own (`intake`)."""
+    Between requests it may rest for uvicorn's `timeout_keep_alive`. Bodies have a time limit of their own
+    (`intake`)."""
 
     patience_s = 30.0
 
@@ -34,8 +35,10 @@ class Connection(H11Protocol):
 
     def _look(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete
-        state = (self.cycle, answering, self.transport.get_write_buffer_size())
-        if state == self._seen and not answering:
+        unsent = self.transport.get_write_buffer_size()
+        state = (self.cycle, answering, unsent)
+        resting = self.timeout_keep_alive_task is not None and not unsent
+        if state == self._seen and not answering and not resting:
             self.transport.abort()
             return
         self._seen = state

@@ -26,6 +26,7 @@ class Server(uvicorn.Server):
     on_drain: called at the first signal, after which the application answers 503. drain_delay_s: seconds until the port
     is closed, for a load balancer to notice. grace_s: seconds that admitted requests then have; what they cut off is
     logged. A second signal ends the process at once. patience_s: seconds without progress that a connection may take.
+    keep_alive_s: seconds that it may rest between requests.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
         drain_delay_s: float,
         grace_s: float,
         patience_s: float,
+        keep_alive_s: float,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -46,6 +48,7 @@ class Server(uvicorn.Server):
                 port=port,
                 loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
+                timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # an int, says uvicorn, and only adds it
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 access_log=False,
                 log_config=None,  # what uvicorn has to say goes where the rest goes

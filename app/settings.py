@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         False, description="average with the mirrored crop, twice the cost of the pose nets"
     )
     max_people: Positive = Field(
-        defaults.MAX_PEOPLE, description="people per picture, the best-scored are kept"
+        defaults.MAX_PEOPLE, description="people per picture at most, the best-scored are kept"
     )
 
     max_body_bytes: Positive = Field(64 * 2**20, description="bytes of one request")
@@ -79,13 +79,18 @@ class Settings(BaseSettings):
     max_boxes: Positive = Field(100, description="given boxes per picture")
     max_pending_pictures: Positive = Field(64, description="pictures admitted and not yet answered")
     max_pending_bytes: Positive = Field(
-        1_500_000_000, description="bytes of those pictures, as if all were decoded"
+        1_500_000_000, description="bytes of those pictures, as sent and as if all were decoded"
     )
 
     body_timeout_s: SomeSeconds = Field(
         30, description="seconds for a request's head, and then its body, to arrive"
     )
-    deadline_ms: Positive = Field(30_000, description="milliseconds until a request is answered 504")
+    keep_alive_s: Seconds = Field(
+        75, description="seconds a connection may rest between requests; let a balancer keep it for less"
+    )
+    deadline_ms: Positive = Field(
+        30_000, description="milliseconds until a request that names none is answered 504"
+    )
     max_passed_over_ms: Seconds = Field(
         200, description="milliseconds an extremely hard person waits behind easy ones"
     )
@@ -93,13 +98,15 @@ class Settings(BaseSettings):
         0, description="seconds between SIGTERM and closing the port; 5 behind a balancer"
     )
     shutdown_grace_s: Seconds = Field(
-        35, description="seconds that admitted requests have to finish after that"
+        35, description="whole seconds, at least 1, that admitted requests have to finish after that"
     )
     stall_s: SomeSeconds = Field(60, description="seconds of one batch after which its stage counts as dead")
 
     calibration: str | None = Field(None, description="file of CALIBRATION_DIR; unset: the pair's own")
     calibration_dir: Path | None = Field(None, description="folder of calibration files that PATCH may load")
-    state_file: Path | None = Field(None, description="file that keeps PATCHed settings over a restart")
+    state_file: Path | None = Field(
+        None, description="file that keeps PATCHed settings over a restart, and then wins"
+    )
 
     admin_token: SecretStr | None = Field(None, description="bearer token that PATCH /config needs")
     pose_token: SecretStr | None = Field(None, description="bearer token that POST /pose needs")

@@ -20,6 +20,8 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from models.pictures import rgb
+
 LAYOUTS = (
     ("{split}.json", ""),
     ("annotations/person_keypoints_{split}.json", "{split}/"),
@@ -179,4 +181,4 @@ class Pictures:
 def decode(encoded: bytes) -> Tensor:
     """(H, W, 3) uint8 RGB. Raises what Pillow's decoders raise, almost anything for a damaged file."""
     with PillowImage.open(io.BytesIO(encoded)) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB")))
+        return torch.from_numpy(np.array(rgb(picture)))

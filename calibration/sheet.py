@@ -10,8 +10,8 @@ from torch import Tensor
 
 from calibration.data import LabelledImage, Pictures
 from calibration.estimates import Estimates
-from calibration.thresholds import top_threshold
-from models.defaults import MIN_SCORE, ROUTER_SIZE, P
+from calibration.thresholds.split import split_for
+from models.defaults import MIN_SCORE, POLICY, ROUTER_SIZE, THETA, P
 from models.drawing import DARK, GREEN, ORANGE, Colour, draw_person
 from models.geometry import center_scale, crop_matrix, cut_crops
 from models.zoo import Pair
@@ -35,7 +35,7 @@ def contact_sheet(
     calibration; without them everybody does."""
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(images))[:count]
-    k1 = -math.inf if scores is None else top_threshold(scores, P)
+    k1 = -math.inf if scores is None else split_for(np.sort(scores), P, THETA, POLICY).k1
     rows = -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL[0], rows * CELL[1]), (255, 255, 255))
     for place, index in enumerate(chosen):

@@ -114,7 +114,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
         for stage in build_stages(pair, observer, settings.max_passed_over_ms / 1000, at_once=1)
         if stage.name == name
     )
-    warm(pair, [stage])
+    warm(pair, [stage], settings.flip_test)
     return stage
 
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,8 +20,8 @@ MOST = 64
 MAX_BATCH = 64
 """Larger batches run without a recording."""
 
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
-"""In what CUDA, cuDNN and cuBLAS say when their own memory is all there is; PyTorch has a class for its own."""
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""In what CUDA, cuBLAS and cuDNN say who got no memory. PyTorch has a class for its own allocator's."""
 
 _recording = threading.Lock()
 _failed: list[torch.cuda.CUDAGraph] = []
@@ -56,39 +57,49 @@ class Recorded:
     """A function of one tensor (N, ...) to one or more (N, ...) as CUDA graphs, for one thread at a time.
 
     Batches are filled up to a power of two. What lies between input and output shares its memory with other recordings,
-    as only one of them runs at a time. What cannot be recorded runs as it is, and the log says so. Within the recording
-    of another function it is a part of that.
+    as only one of them runs at a time. What cannot be recorded runs as it is, and the log says so; so do shapes beyond
+    the first `MOST`, and sizes for whose recording there was no memory once. Within the recording of another function
+    it is a part of that.
     """
 
     def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], name: str) -> None:
         self._run = run
         self._name = name
         self._recordings: dict[tuple[object, ...], Recording] = {}
+        self._too_large: set[tuple[object, ...]] = set()
         self._pool: Any = None
         self._recordable = True
 
     def __call__(self, batch: Tensor) -> tuple[Tensor, ...]:
-        with torch.inference_mode():
-            wanted = not _state.recording and 0 < len(batch) <= MAX_BATCH
-            recording = self._recording(batch) if wanted else None
-            if recording is None:
-                return self._run(batch)
-            recording.input[: len(batch)].copy_(batch, non_blocking=True)
-            recording.graph.replay()
-            return tuple(output[: len(batch)].clone() for output in recording.outputs)
+        """Raises torch.OutOfMemoryError, whoever it was that got no memory."""
+        try:
+            with torch.inference_mode():
+                wanted = not _state.recording and 0 < len(batch) <= MAX_BATCH
+                recording = self._recording(batch) if wanted else None
+                if recording is None:
+                    return self._run(batch)
+                recording.input[: len(batch)].copy_(batch, non_blocking=True)
+                recording.graph.replay()
+                return tuple(output[: len(batch)].clone() for output in recording.outputs)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _out_of_memory(error):
+                raise
+            traceback.clear_frames(
+                error.__traceback__
+            )  # they hold memory, which whoever tries again will need
+            raise torch.OutOfMemoryError(str(error)) from None
 
     def _recording(self, batch: Tensor) -> Recording | None:
         size = 1 << (len(batch) - 1).bit_length()
         key = (size, *batch.shape[1:], batch.dtype)
-        if key not in self._recordings and self._recordable and len(self._recordings) < MOST:
+        room = len(self._recordings) < MOST and key not in self._too_large
+        if key not in self._recordings and self._recordable and room:
             try:
                 self._recordings[key] = self._record(batch, size)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                said = f"{error} {error.__context__}"  # the end of a recording that has failed fails, too
-                if any(words in said for words in OUT_OF_MEMORY):
-                    raise torch.OutOfMemoryError(str(error)) from error
+                if _out_of_memory(error):
+                    self._too_large.add(key)
+                    raise
                 self._recordable = False
                 reason = " ".join(str(error).split())[:300]
                 log.warning("%s runs without CUDA graphs, it cannot be recorded: %s", self._name, reason)
@@ -107,6 +118,7 @@ class Recorded:
         ):
             stream = _recording_stream(batch.device)
             stream.wait_stream(torch.cuda.current_stream())
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
             with torch.cuda.stream(stream):
                 for _ in range(2):  # kernels are chosen, and workspaces made, before anything is recorded
                     self._run(static)
@@ -117,8 +129,11 @@ class Recorded:
                 with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                     outputs = self._run(static)
                 _failed.pop()
-        self._pool = self._pool or graph.pool()
         return Recording(graph, static, outputs)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:

@@ -50,7 +50,7 @@ async def get_config(request: Request) -> Response:
 
 
 @router.patch(
-    "", responses=ANSWER | problems(400, 401, 412, 413, 415, 422), openapi_extra={"requestBody": BODY}
+    "", responses=ANSWER | problems(400, 401, 408, 412, 413, 415, 422), openapi_extra={"requestBody": BODY}
 )
 async def patch_config(request: Request) -> Response:
     """JSON Merge Patch, all or nothing, in force from the next request on. `If-Match` guards against lost updates."""

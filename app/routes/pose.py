@@ -82,7 +82,7 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     """Find the people of one or more pictures and their keypoints.
 
     Send the picture as the body (`image/*`), as multipart parts `images` (with an optional part `boxes`), or as JSON
-    with base64. A bad picture among several has `error` in its place.
+    with base64. A bad picture among several has `error` in its place; `format=coco` then fails as a whole.
     """
     started = time.monotonic()
     service = service_of(request)

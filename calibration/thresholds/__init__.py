@@ -52,14 +52,6 @@ def floor_share(n: int, p: float) -> int:
     return math.floor(n * p + 1e-9)
 
 
-def top_threshold(scores: Sequence[float] | Scores, p: float) -> float:
-    """Policy `top`: the score above which floor(n p) of the n lie, as many fewer as are equal to it; -inf where all
-    do."""
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))
-    below = len(ordered) - floor_share(len(ordered), p)
-    return float(ordered[below - 1]) if below else -math.inf
-
-
 class MadeWith(BaseModel):
     """What produced the scores of a calibration file; another router's scores would be meaningless thresholds."""
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.thresholds import Scores, floor_share, thresholds, top_threshold
+from calibration.thresholds import Scores, floor_share, thresholds
+from calibration.thresholds.split import split_for
 
 RESAMPLES = 200
 SIZES = (25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
@@ -84,15 +85,15 @@ def share_at(values: Scores, p: float, theta: float) -> Share:
     n = len(values)
     split = thresholds(values, p, theta)
     wanted = floor_share(n, p)
-    edge = top_threshold(values, p)
+    top = split_for(values, p, theta, "top")
     return Share(
         p=p,
         k1=split.k1,
         k2=split.k2 if np.isfinite(split.k2) else None,
         share=float(((values > split.k1) & (values < split.k2)).mean()),
         lowered=int((values <= split.k1).sum()) + wanted > n,
-        top_k1=edge if np.isfinite(edge) else None,
-        top_share=float((values > edge).mean()),
+        top_k1=top.k1 if np.isfinite(top.k1) else None,
+        top_share=top.share,
     )
 
 

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from torch import nn
 
 from models.codec import Codec
-from models.defaults import PADDING
-from models.detector import YOLOS
+from models.defaults import DETECTOR_SIZE, PADDING
+from models.detector import LIGHT, YOLOS
 from models.geometry import MEAN, STD, Normalization
 from models.router import RouterConfig
 from models.tinypose import TinyPose, TwoScaleTinyPose
@@ -306,7 +306,7 @@ def _completed(role: Role, entry: Any, folder: Path) -> Any:
     if architecture in SPECS:
         return {"input_size": (192, 256), "codec": SPECS[architecture].codec} | entry
     if role == "detector":
-        return {"input_size": 800 if architecture == FASTER_RCNN else 640} | entry
+        return {"input_size": {FASTER_RCNN: 800, LIGHT: DETECTOR_SIZE}.get(architecture, 640)} | entry
     return entry
 
 

@@ -112,6 +112,14 @@ async def test_the_next_head_of_a_kept_connection_is_not_waited_for_either(clien
 
 
 @with_connection
+async def test_a_kept_connection_may_rest_for_longer_than_that(client):
+    for _ in range(2):
+        client.writer.write(GET % b"")
+        assert await answer(client.reader) == b"done"
+        await asyncio.sleep(4 * PATIENCE_S)
+
+
+@with_connection
 async def test_an_answer_that_nobody_takes_is_thrown_away(client):
     client.writer.transport.pause_reading()
     client.writer.write(GET % b"large")

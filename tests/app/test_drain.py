@@ -49,7 +49,7 @@ def drain():
     print("draining", flush=True)
 
 delay, grace = map(float, sys.argv[1:])
-times = {"drain_delay_s": delay, "grace_s": grace, "patience_s": 30}
+times = {"drain_delay_s": delay, "grace_s": grace, "patience_s": 30, "keep_alive_s": 5}
 Told(app, host="127.0.0.1", port=0, on_drain=drain, **times).run()
 print("ended", flush=True)
 """

@@ -240,6 +240,20 @@ def test_every_batch_size_and_usual_picture_is_warmed():
         assert {size for name, size, _ in seen if name == stage} == set(buckets)
 
 
+def test_people_are_warmed_as_they_will_be_asked_for(pair_folder, monkeypatch):
+    warmed = []
+    monkeypatch.setattr("app.service.load_pair", lambda *_: FakePair(None))
+    monkeypatch.setattr("app.service.warm", lambda *arguments: warmed.append(arguments[-1]))
+    asyncio.run(service(pair_folder, flip_test=True).load())
+    assert warmed == [True]
+    pair, asked = FakePair(None), []
+    pair.large = lambda _, boxes, *, flip_test: (
+        asked.append(flip_test) or torch.zeros(len(boxes), 17, 3)
+    )
+    warm(pair, build_stages(pair, observer(), max_passed_over_s=0.2, at_once=1), flip_test=True)
+    assert set(asked) == {True}
+
+
 def test_on_a_cpu_one_crew_runs_all_stages_and_two_batches_of_each_at_once():
     pair = FakePair(None)
     pair.more_detectors = (pair.detector,)

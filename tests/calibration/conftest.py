@@ -110,7 +110,7 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "val.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     made_with = {"pair": "fake", "router_sha256": "", "detector_sha256": "", "min_score": 0.3}
     calibration = {
-        "scores": [0.125, 0.25, 0.375, 0.5],
+        "scores": [0.25, 0.5, 0.125, 0.375],
         "theta": 0.1,
         "made_with": made_with,
         "people": 4,

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from calibration.thresholds import (
     Calibration,
     MadeWith,
-    floor_share,
     read_calibration,
     thresholds,
-    top_threshold,
     write_calibration,
 )
 from models.zoo import read_manifest
@@ -63,15 +61,6 @@ def test_distinct_scores_meet_the_share_or_run_out_above_k1(scores, p, theta):
         assert hard == sum(score > found.k1 for score in scores) <= wanted
     else:
         assert hard in (wanted, max(0, wanted - 1))
-
-
-@given(st.lists(st.integers(0, 20).map(lambda i: i / 20), min_size=1, max_size=40), st.floats(0, 1))
-def test_above_the_top_threshold_lies_the_share_or_less_where_scores_are_equal(scores, p):
-    k1 = top_threshold(scores, p)
-    above = sum(score > k1 for score in scores)
-    wanted = floor_share(len(scores), p)
-    assert above <= wanted <= above + scores.count(k1)
-    assert (k1 == -math.inf) == (wanted == len(scores))
 
 
 def calibration() -> Calibration:

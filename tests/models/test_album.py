@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import geometry
-from models.album import Album, places, to_device
+from models.album import Album, _made, places, to_device
 from models.geometry import center_scale, crop_matrix, on_crops, sample_crops
 
 CPU = torch.device("cpu")
@@ -17,6 +17,20 @@ CPU = torch.device("cpu")
 def picture(height: int, width: int, seed: int = 0) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=random)
+
+
+def test_a_device_without_memory_for_an_album_does_without(monkeypatch, caplog):
+    class Wanting(Album):
+        def __init__(self, device: torch.device, size: int) -> None:
+            if size:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(device, size)
+
+    monkeypatch.setattr("models.album.Album", Wanting)
+    album = _made(CPU, 300)
+    assert "no album" in caplog.text
+    assert album.put(picture(1, 1)) is None
+    assert album.place(picture(1, 1)) is None
 
 
 def test_a_picture_in_the_album_has_its_pixels_and_is_found_there():

@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_used_is_one_line(spot: Path, given: str, said: st
 def test_a_yolo_by_name_and_file_becomes_the_detector(tmp_path: Path):
     path = Path(shutil.copy(EMBEDDED / "detector.safetensors", tmp_path / "yolov8s-light-mine.safetensors"))
     manifest = read_manifest("embedded", detector=str(path))
-    assert manifest.names()["detector"] == f"yolov8s-light-640-{sha256(path)[:8]}"
+    assert manifest.names()["detector"] == f"yolov8s-light-512-{sha256(path)[:8]}"
     load_detector("embedded", manifest.detector, CPU, torch.float32, "eager")
 
 
