@@ -55,13 +55,16 @@ class Client:
             raise ServerError(f"{url}: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ServerError(f"{url}: a server is http://HOST:PORT or https://HOST")
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            timeout=ASK_TIMEOUT_S,
-            trust_env=not direct,
-            transport=transport,
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=headers,
+                timeout=ASK_TIMEOUT_S,
+                trust_env=not direct,
+                transport=transport,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # a proxy of the environment
+            raise ServerError(f"a proxy of the environment cannot be used: {error}") from error
 
     async def __aenter__(self) -> Self:
         return self

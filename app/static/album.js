@@ -6,9 +6,12 @@ import { patiently } from "./patience.js";
 
 const PARALLEL = 2;
 const MAX_SIDE = 2048;
+const THUMBNAIL_SIDE = 128;
+/** Pictures that stay decoded, up to 17 MB each; others are decoded again when they are shown. */
+const KEPT = 6;
 
 /**
- * @typedef {{id: number, name: string, file: File, bitmap: ImageBitmap|null, state: "waiting"|"asking"|"done"|"failed",
+ * @typedef {{id: number, name: string, file: File, bitmap: ImageBitmap|null, thumbnail: ImageBitmap|null, state: "waiting"|"asking"|"done"|"failed",
  *   result: import("./api.js").Result|null, before: import("./api.js").Result|null, stale: boolean,
  *   problem: any, tries: {p: number, ms: number}[], nets: any, controller: AbortController|null}} Picture
  */
@@ -23,18 +26,24 @@ export class Album extends EventTarget {
   shown = null;
   /** The p that pictures are asked with; null: the service's own. @type {number|null} */
   p = null;
+  /** Whose bitmaps are there, the newest first. @type {Picture[]} */
+  #decoded = [];
+  #turn = 0;
 
   /** @param {File[]} files */
   add(files) {
     const added = files.map((file) => ({
-      id: (ids += 1), name: file.name || "picture", file, bitmap: null, state: "waiting", result: null, before: null,
+      id: (ids += 1), name: file.name || "picture", file, bitmap: null, thumbnail: null, state: "waiting", result: null, before: null,
       stale: false, problem: null, tries: [], nets: null, controller: null,
     }));
     this.pictures.push(...added);
     this.show(added[0]);
   }
 
-  show(picture) {
+  async show(picture) {
+    const turn = (this.#turn += 1);
+    if (picture.thumbnail) await this.#decode(picture);
+    if (turn !== this.#turn) return; // another was chosen meanwhile
     this.shown = picture;
     if (picture.stale) this.#again(picture);
     this.#changed();
@@ -45,7 +54,10 @@ export class Album extends EventTarget {
     for (const picture of this.pictures) {
       picture.controller?.abort();
       picture.bitmap?.close();
+      picture.thumbnail?.close();
     }
+    this.#turn += 1;
+    this.#decoded = [];
     this.pictures = [];
     this.shown = null;
     this.#changed();
@@ -83,7 +95,7 @@ export class Album extends EventTarget {
     this.#changed();
     const onWait = (problem, seconds) => this.#tell("wait", picture, problem, seconds);
     try {
-      picture.bitmap ??= await decoded(picture.file);
+      if (!picture.thumbnail) await this.#decode(picture);
       const result = await patiently(() => pose(picture.file, { p: this.p, signal }), { signal, onWait });
       if (picture.controller !== controller) return;
       this.#answered(picture, result);
@@ -94,6 +106,21 @@ export class Album extends EventTarget {
     }
     this.#changed();
     this.#pump();
+  }
+
+  async #decode(picture) {
+    if (!picture.bitmap) {
+      const bitmap = await decoded(picture.file);
+      if (picture.bitmap || !this.pictures.includes(picture)) return bitmap?.close();
+      picture.bitmap = bitmap;
+      picture.thumbnail ??= bitmap && (await shrunk(bitmap, THUMBNAIL_SIDE / Math.min(bitmap.width, bitmap.height)));
+    }
+    this.#decoded = [picture, ...this.#decoded.filter((one) => one !== picture)];
+    for (const old of this.#decoded.slice(KEPT).filter((one) => one !== this.shown)) {
+      old.bitmap?.close();
+      old.bitmap = null;
+    }
+    this.#decoded = this.#decoded.filter((one) => one.bitmap);
   }
 
   #answered(picture, result) {
@@ -121,11 +148,16 @@ async function decoded(file) {
     const bitmap = await createImageBitmap(file);
     const factor = MAX_SIDE / Math.max(bitmap.width, bitmap.height);
     if (factor >= 1) return bitmap;
-    const [resizeWidth, resizeHeight] = [bitmap.width, bitmap.height].map((side) => Math.round(side * factor));
-    const small = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
+    const small = await shrunk(bitmap, factor);
     bitmap.close();
     return small;
   } catch {
     return null;
   }
+}
+
+function shrunk(bitmap, factor) {
+  const side = (length) => Math.max(1, Math.round(length * Math.min(1, factor)));
+  const size = { resizeWidth: side(bitmap.width), resizeHeight: side(bitmap.height) };
+  return createImageBitmap(bitmap, { ...size, resizeQuality: "high" });
 }

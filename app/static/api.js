@@ -10,6 +10,9 @@ import { token } from "./tokens.js";
  *   timing: Record<string, number>, roundTrip: number}} Result
  */
 
+/** How long a look at the service may take. */
+const LOOK_MS = 5000;
+
 /** An answer that is no success, or none at all (status 0). `secret` is the token that was sent. */
 export class Problem extends Error {
   constructor(status, code, detail, retryAfter = null) {
@@ -51,11 +54,26 @@ export async function pose(file, { p = null, estimator = "auto", boxes, signal }
   if (boxes) body.append("boxes", JSON.stringify([boxes]));
   const query = new URLSearchParams(p === null ? { estimator } : { p: String(p), estimator });
   const begun = performance.now();
-  const answer = await ask(`pose?${query}`, { method: "POST", body, signal, secret: token("pose") });
-  const { images, split, timing_ms: timing } = await answer.json();
+  const answer = await ask(`pose?${query}`, { method: "POST", body, signal, secret: token("pose") }).catch(async (problem) => {
+    if (problem.code === "unreachable" && !(await readable(file))) throw new Problem(0, "unreadable", "the file has changed");
+    throw problem;
+  });
+  const { images, split, timing_ms: timing } = await content(answer);
   const { width, height, people, truncated } = images[0];
   timing.nets = timing.score + timing.estimate; // a router may do the small net's work
   return { width, height, people, truncated, split, timing, roundTrip: performance.now() - begun };
+}
+
+/** Whether a file is still what was chosen: it may have been a folder, or have been written anew. */
+function readable(file) {
+  return file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+}
+
+/** An answer's JSON. What breaks off, or is a proxy's page, is no answer of the service. */
+function content(answer) {
+  return answer.json().catch((error) => {
+    throw error.name === "AbortError" ? error : new Problem(0, "unreachable", "the service cannot be reached");
+  });
 }
 
 /** @returns {Promise<{config: any, etag: string}>} */
@@ -71,20 +89,21 @@ export async function changeConfig(changes, etag) {
 }
 
 async function configOf(answer) {
-  return { config: await answer.json(), etag: answer.headers.get("ETag") ?? "*" };
+  const etag = answer.headers.get("ETag")?.replace(/^W\//, ""); // a proxy that compresses makes it weak
+  return { config: await content(answer), etag: etag ?? "*" };
 }
 
 export async function readMetrics() {
-  return (await ask("metrics")).text();
+  return (await ask("metrics", { signal: AbortSignal.timeout(LOOK_MS) })).text();
 }
 
-/** Null when the service is ready, else why not. */
+/** Null when the service is ready, or does not say, else why not. */
 export async function unready() {
   try {
-    await ask("readyz");
+    await ask("readyz", { signal: AbortSignal.timeout(LOOK_MS) });
     return null;
   } catch (problem) {
-    return problem.detail;
+    return problem.status === 503 || problem.status === 0 ? problem.detail : null;
   }
 }
 

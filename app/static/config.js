@@ -21,11 +21,14 @@ export class Config {
     if (token("admin")) this.#askToken("");
   }
 
+  /** @returns {Promise<boolean>} whether the settings are known now */
   async read() {
     try {
       this.#take(await readConfig(), { keepSlider: this.#turned() });
+      return true;
     } catch (problem) {
       note(explain(problem, "The service’s settings"));
+      return false;
     }
   }
 

@@ -40,6 +40,7 @@ export class Live {
       this.#onLook(["dynpose_config_changes_total", "dynpose_split_target"].map((name) => total(samples, name)).join());
     } catch (problem) {
       state("away", problem.status === 0 ? "The service cannot be reached." : `No metrics: ${problem.detail}.`);
+      if (problem.status !== 0) this.#onLook("unknown"); // a proxy may keep them from this page
     }
     clearTimeout(this.#timer);
     if (document.visibilityState === "visible") this.#timer = setTimeout(() => this.#tick(), EVERY_MS);

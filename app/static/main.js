@@ -32,7 +32,7 @@ album.addEventListener("wait", ({ detail: { picture, problem, seconds } }) => {
 });
 album.addEventListener("failure", ({ detail: { picture, problem } }) => {
   if (problem.status === 401) return problem.secret === token("pose") ? askPoseToken() : album.retry();
-  const again = problem.status === 0 || problem.status >= 429;
+  const again = problem.status === 0 || problem.status === 408 || problem.status >= 429;
   const action = again ? { label: "Try again", run: retry } : undefined;
   say(`picture ${picture.id}`, explain(problem, `“${picture.name}”`), { action });
 });
@@ -88,9 +88,8 @@ async function learnSkeleton() {
 }
 
 let seen = "";
-new Live((settings) => {
-  learnSkeleton().catch(() => {}); // the next look tries again
-  if (settings !== seen) config.read();
-  seen = settings;
+new Live(async (settings) => {
+  learnSkeleton().catch(() => {}); // the next look tries again, as with the settings
+  if (settings !== seen && (await config.read())) seen = settings;
 });
 draw();

@@ -1,12 +1,12 @@
-/** Waiting for a service that says when to come again. */
+/** Waiting for a service that says when to come again, or that is away for a moment. */
 
 const LONGEST_WAIT_S = 30;
 
 /**
- * Do `work` again while it fails with 429 or 503, as late as Retry-After asks.
+ * Do `work` again while it fails with 429 or 503, as late as Retry-After asks, or finds nobody.
  * @template T
  * @param {() => Promise<T>} work
- * @param {{signal: AbortSignal, onWait: (problem: any, seconds: number) => void, limitS?: number}} options
+ * @param {{signal?: AbortSignal, onWait: (problem: any, seconds: number) => void, limitS?: number}} options
  * @returns {Promise<T>}
  */
 export async function patiently(work, { signal, onWait, limitS = 180 }) {
@@ -15,9 +15,10 @@ export async function patiently(work, { signal, onWait, limitS = 180 }) {
     try {
       return await work();
     } catch (problem) {
-      const busy = problem.status === 429 || problem.status === 503;
+      const away = problem.code === "unreachable" || problem.status === 502;
+      const busy = away || problem.status === 429 || problem.status === 503;
       // The picture travels every time, so a service that takes long to start is asked more seldom than it says.
-      const patience = problem.status === 503 ? Math.min(2 * tries, 8) : 1;
+      const patience = problem.status === 429 ? 1 : Math.min(2 * tries, 8);
       const seconds = Math.min(LONGEST_WAIT_S, Math.ceil(Math.max(problem.retryAfter ?? 0, patience)));
       if (!busy || performance.now() + 1000 * seconds > end) throw problem;
       onWait(problem, seconds);
@@ -26,11 +27,11 @@ export async function patiently(work, { signal, onWait, limitS = 180 }) {
   }
 }
 
-/** @param {number} seconds @param {AbortSignal} signal */
+/** @param {number} seconds @param {AbortSignal} [signal] */
 function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, 1000 * seconds);
-    signal.addEventListener("abort", () => {
+    signal?.addEventListener("abort", () => {
       clearTimeout(timer);
       reject(new DOMException("not wanted any more", "AbortError"));
     });

@@ -4,7 +4,8 @@ import { pose } from "./api.js";
 import { byId, element, milliseconds, percent } from "./dom.js";
 import { colour, drawCrop, routeName, routeOf } from "./drawing.js";
 import { disagreement, same } from "./moves.js";
-import { explain } from "./sentences.js";
+import { patiently } from "./patience.js";
+import { explain, explainWait } from "./sentences.js";
 
 const CROP = { width: 210, height: 280 };
 
@@ -32,7 +33,6 @@ export class People {
     const nets = this.#both ? picture?.nets : null;
     byId("compare").disabled = people.length === 0;
     byId("compare").setAttribute("aria-pressed", String(Boolean(nets)));
-    byId("compare").textContent = nets ? "Show the chosen net" : "Show both nets";
     byId("compare-note").textContent = nets ? comparison(people, nets) : "";
     byId("nobody").hidden = result === null || people.length > 0;
     byId("crops").replaceChildren(...people.map((person, index) => this.#card(picture, person, index, nets)));
@@ -50,12 +50,11 @@ export class People {
   /** The same boxes by either net, as the paper's figure 9 has them. */
   async #askBoth(picture) {
     byId("compare-note").textContent = "Asking both nets …";
+    const tell = (problem, seconds) => (byId("compare-note").textContent = explainWait(problem, seconds));
     const boxes = picture.result.people.map((person) => person.bbox);
     try {
-      const [small, large] = [
-        await pose(picture.file, { estimator: "small", boxes }),
-        await pose(picture.file, { estimator: "large", boxes }),
-      ];
+      const ask = (estimator) => patiently(() => pose(picture.file, { estimator, boxes }), { onWait: tell });
+      const [small, large] = [await ask("small"), await ask("large")];
       picture.nets = { small, large };
       if (this.#both && picture === this.#album.shown) this.draw({ force: true });
     } catch (problem) {

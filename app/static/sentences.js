@@ -17,6 +17,7 @@ const SAID = {
   draining: () => "The service is shutting down and takes no more pictures",
   deadline: (subject) => `${subject} was not answered in time; the service is busy`,
   internal: (subject) => `The service failed at ${subject}; its log has the reason`,
+  unreadable: (subject) => `${subject} cannot be read any more: choose it again`,
   unreachable: () => "The service cannot be reached: it may be down, or your connection is",
 };
 
@@ -35,6 +36,7 @@ export function explain(problem, subject) {
 export function explainWait(problem, seconds) {
   const again = `Asking again in ${seconds} s.`;
   if (problem.code === "overloaded") return `The service is busy. ${again}`;
+  if (problem.code === "unreachable" || problem.status === 502) return `The service cannot be reached. ${again}`;
   if (problem.code === "draining") return `The service is shutting down or being replaced. ${again}`;
   return `The service is not ready yet (${reason(problem.detail)}). ${again}`;
 }

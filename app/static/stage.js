@@ -10,6 +10,8 @@ export class Stage {
   #album;
   #edges = [];
   #picked = null;
+  /** Of each picture its place in the row, and what it showed when it was drawn. */
+  #places = new WeakMap();
 
   /** @param {import("./album.js").Album} album */
   constructor(album) {
@@ -69,33 +71,46 @@ export class Stage {
     pen.globalAlpha = 1;
   }
 
+  /** Places stay what they are while answers come, so that a click or the focus on one is not lost. */
   #drawAlbum() {
     const { pictures, shown } = this.#album;
     const row = byId("album");
     row.hidden = pictures.length < 2;
-    if (row.hidden) return row.replaceChildren();
-    const focused = row.contains(document.activeElement);
-    row.replaceChildren(...pictures.map((picture) => element("li", {}, this.#thumbnail(picture, picture === shown))));
-    if (focused) row.querySelector("[aria-current]")?.focus();
+    const items = row.hidden ? [] : pictures.map((picture) => this.#place(picture, picture === shown));
+    const same = items.length === row.children.length && items.every((item, index) => item === row.children[index]);
+    if (!same) row.replaceChildren(...items);
   }
 
-  #thumbnail(picture, current) {
-    const canvas = element("canvas");
-    size(canvas, THUMBNAIL, THUMBNAIL);
-    const shape = picture.bitmap;
-    const scale = shape ? canvas.width / Math.min(shape.width, shape.height) : 1;
-    drawBackground(canvas.getContext("2d"), shape, shape ?? { width: 1 }, { left: 0, top: 0, scale });
-    const { state } = picture;
+  #place(picture, current) {
+    const { state, thumbnail } = picture;
     const count = state === "done" ? picture.result.people.length : { failed: "!" }[state] ?? "…";
-    const button = element(
-      "button",
-      { type: "button", class: state, "aria-current": current && "true", "aria-label": describe(picture) },
-      canvas,
-      element("span", {}, String(count)),
-    );
+    const look = [state, current, thumbnail !== null, count].join();
+    const place = this.#places.get(picture) ?? { item: element("li"), button: this.#button(picture), look: "" };
+    if (!place.item.hasChildNodes()) place.item.append(place.button);
+    if (place.look !== look) {
+      place.look = look;
+      place.button.className = state;
+      place.button.toggleAttribute("aria-current", current);
+      if (current) place.button.setAttribute("aria-current", "true");
+      place.button.setAttribute("aria-label", describe(picture));
+      place.button.querySelector("span").textContent = String(count);
+      paintThumbnail(place.button.querySelector("canvas"), thumbnail);
+      this.#places.set(picture, place);
+    }
+    return place.item;
+  }
+
+  #button(picture) {
+    const button = element("button", { type: "button" }, element("canvas"), element("span"));
     button.addEventListener("click", () => this.#album.show(picture));
     return button;
   }
+}
+
+function paintThumbnail(canvas, thumbnail) {
+  size(canvas, THUMBNAIL, THUMBNAIL);
+  const scale = thumbnail ? canvas.width / Math.min(thumbnail.width, thumbnail.height) : 1;
+  drawBackground(canvas.getContext("2d"), thumbnail, thumbnail ?? { width: 1 }, { left: 0, top: 0, scale });
 }
 
 /** What a picture shows, in words. */

@@ -247,9 +247,7 @@ def test_people_are_warmed_as_they_will_be_asked_for(pair_folder, monkeypatch):
     asyncio.run(service(pair_folder, flip_test=True).load())
     assert warmed == [True]
     pair, asked = FakePair(None), []
-    pair.large = lambda _, boxes, *, flip_test: (
-        asked.append(flip_test) or torch.zeros(len(boxes), 17, 3)
-    )
+    pair.large = lambda _, boxes, *, flip_test: asked.append(flip_test) or torch.zeros(len(boxes), 17, 3)
     warm(pair, build_stages(pair, observer(), max_passed_over_s=0.2, at_once=1), flip_test=True)
     assert set(asked) == {True}
 

@@ -428,15 +428,47 @@ def test_a_service_that_is_replaced_is_waited_for(live, visit: Visit):
     expect(page.locator("#state.ready")).to_be_visible()
 
 
-def test_a_service_that_is_away_is_named_and_asked_again_on_a_click(live, visit: Visit):
+def test_a_service_that_is_away_is_named_and_asked_again(live, visit: Visit):
     page = visit(live())
     page.route("**/pose?*", lambda route: route.abort())
     choose(page, png("row.png", EASY))
-    expect(page.locator("#messages li")).to_contain_text("cannot be reached")
+    expect(page.locator("#messages li")).to_contain_text("cannot be reached. Asking again in")
     page.unroute("**/pose?*")
-    page.get_by_role("button", name="Try again").click()
     answered(page, 1)
     expect(page.locator("#messages li")).to_have_count(0)
+
+
+def test_of_many_pictures_each_can_be_shown_again(live, visit: Visit):
+    """Only some stay decoded; the row's buttons stay what they are while answers come."""
+    page = visit(live())
+    choose(page, *(png(f"{index}.png", EASY) for index in range(9)))
+    page.evaluate("window.first = document.querySelector('#album button')")
+    expect(page.locator("#album button.done")).to_have_count(9)
+    assert page.evaluate("window.first === document.querySelector('#album button')")
+    for name in ("8.png", "0.png"):
+        page.locator(f"#album button[aria-label^='{name}']").click()
+        expect(page.locator("#picture")).to_have_attribute("aria-label", re.compile(f"^{name} with 1 person"))
+        expect(page.locator("#overlay-note")).to_be_hidden()
+
+
+def test_a_photo_that_cannot_be_read_any_more_is_to_be_chosen_again(live, visit: Visit, tmp_path: Path):
+    page = visit(live())
+    photo = tmp_path / "row.png"
+    photo.write_bytes(picture_of([EASY]))
+    page.set_input_files("#files", str(photo))
+    answered(page, 1)
+    photo.unlink()
+    page.fill("#p", "1")
+    expect(page.locator("#messages li")).to_contain_text("“row.png” cannot be read any more")
+
+
+def test_settings_are_known_where_a_proxy_hides_the_metrics(live, visit: Visit):
+    server = live()
+    page = visit(server)
+    page.route("**/metrics", lambda route: route.fulfill(status=403))
+    page.route("**/readyz", lambda route: route.fulfill(status=404))
+    page.reload()
+    expect(page.locator("#service-p")).to_be_enabled()
 
 
 def test_the_live_figures_come_from_the_metrics_while_the_page_is_looked_at(live, visit: Visit):

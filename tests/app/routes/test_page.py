@@ -81,7 +81,7 @@ def test_the_page_of_the_api_comes_from_here_with_pictures_in_its_style_sheet(cl
     answer = client.get("/docs")
     assert "static/swagger-ui-bundle.js" in answer.text
     policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
-    assert policy.pop("img-src") == "'self' data:"
+    assert policy.pop("img-src") == "'self' data: blob:"
     assert set(policy.values()) == {"'self'", "'none'"}
     assert client.get("/redoc").status_code == 404
 
