@@ -29,10 +29,16 @@ from benchmarks.machine import describe
 from benchmarks.pictures import Post, ordered, read_posts
 from benchmarks.records import Record, Records, select, set_aside
 from benchmarks.report import write_report
+from benchmarks.verdicts import OTHER_SERVERS
 from models.zoo.errors import PairError
 
 SPLITS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROUND_CLIENTS = 8
+LEAST_PICTURES = 64
+"""Of a cell in the rounds."""
+WARM_PICTURES = 64
+"""Posted to other servers before they are measured: they compile some of their networks when they first need them, and
+the service has before it is ready."""
 OPEN_SHARES = (0.5, 0.65, 0.8)
 """Rates of arrivals in the open loop, in shares of what the service answers in the closed loop."""
 OVERLOAD = 2.0
@@ -178,6 +184,8 @@ class Bench:
             try:
                 seconds = await running.start(self.posts[0])
                 print(f"  {seconds:.1f} s", flush=True)
+                if isinstance(running, Server) and contender.name in OTHER_SERVERS:
+                    await running.warm(self.posts[:WARM_PICTURES], ROUND_CLIENTS)
                 return
             except NotReady as error:
                 reason = str(error)
@@ -208,6 +216,7 @@ class Bench:
         """A cell of a server at so many clients; of loops, which have none, at any."""
         running = self.running[name]
         options = self.options
+        count = self.count() if turn is not None else None
 
         async def measure() -> Record:
             if isinstance(running, Loops):
@@ -215,8 +224,10 @@ class Bench:
                     running,
                     self.others(name),
                     p=0.5 if p is None else p,
+                    warm_up=options.warm_up,
                     seconds=options.seconds,
                     seed=turn or 0,
+                    count=count,
                 )
             assert isinstance(running, Server)
             if running.contender.turns and p is not None:
@@ -224,10 +235,13 @@ class Bench:
             return await cells.closed(
                 running,
                 self.others(name),
-                shuffled_forever(self.posts, turn or 0),
+                itertools.chain(
+                    self.posts[: 2 * clients] if count else (), shuffled_forever(self.posts, turn or 0)
+                ),
                 clients=clients,
                 warm_up=options.warm_up,
                 seconds=options.seconds,
+                count=count,
             )
 
         key = {"experiment": experiment, "contender": name, "p": p, "round": turn}
@@ -235,7 +249,7 @@ class Bench:
 
     async def starts(self) -> None:
         """Seconds until ready: the first start may convert networks, the second finds them kept."""
-        for number in (1, 2):
+        for number in (1, 2) if "service" in self.contenders else ():
             if self.records.has(experiment="start", contender="service", round=number):
                 continue
             server = Server(self.contenders["service"], self.setup)
@@ -354,15 +368,21 @@ class Bench:
                 warm_up=self.options.warm_up,
                 seconds=seconds,
             )
-            return row | {"offered_per_s": share * peak, "before_mib": before}
+            server.look()
+            after = server.usage().resident_mib  # all of it is over now
+            return row | {"offered_per_s": share * peak, "before_mib": before, "after_mib": after}
 
         if peak:
             await self.measure(measure, experiment=experiment, contender=name, p=0.5, rate=share, round=turn)
 
+    def count(self) -> int:
+        """Pictures of a cell in the rounds, the same for all: as many as the service answers in the time of a cell."""
+        return max(LEAST_PICTURES, round(float(self.options.seconds) * self.peak("service")))
+
     def peak(self, name: str) -> float:
         """Most images/s of the grid at p = 0.5."""
         grid = select(self.records, experiment="grid", contender=name, p=0.5)
-        return max((row["images_per_s"] for row in grid), default=0.0)
+        return float(max((row["images_per_s"] for row in grid), default=0.0))
 
     async def soak(self, requests: int) -> None:
         """So many requests of 8 clients, and the memory all the while."""

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import Answer, stage_seconds
 from benchmarks.contenders import Loops, Running, Server
-from benchmarks.loops import Load, Run, closed_loop, observe, open_loop, quantile
+from benchmarks.loops import Observed, Run, closed_loop, observe, observe_pictures, open_loop, quantile
 from benchmarks.pictures import Post
 from benchmarks.processes import Usage, own_usage
 from benchmarks.records import Record
@@ -25,6 +25,9 @@ class Reading:
     own: Usage
     others: Usage
     metrics: dict[str, float]
+
+
+Watch = Callable[[], Awaitable[Reading]]
 
 
 def look(running: Iterable[Running]) -> None:
@@ -45,13 +48,20 @@ async def closed(
     clients: int,
     warm_up: float,
     seconds: float,
+    count: int | None = None,
 ) -> Record:
-    """So many clients, each of which posts its next picture when it has the answer."""
+    """So many clients, each of which posts its next picture when it has the answer. count: pictures to be measured,
+    after two for each client, in place of times."""
 
     def load(over: Any) -> Any:
         return closed_loop(server.client.pose, pictures, clients, over)
 
-    return await _measure(server, others, load, warm_up, seconds)
+    def watched(watch: Watch) -> Awaitable[Observed[Reading]]:
+        if count is not None:
+            return observe_pictures(load, watch, first=2 * clients, count=count)
+        return observe(load, watch, warm_up=warm_up, seconds=seconds)
+
+    return await _measure(server, others, watched)
 
 
 async def opened(
@@ -68,14 +78,28 @@ async def opened(
     def load(over: Any) -> Any:
         return open_loop(server.client.pose, pictures, rate, over)
 
-    return await _measure(server, others, load, warm_up, seconds)
+    return await _measure(
+        server, others, lambda watch: observe(load, watch, warm_up=warm_up, seconds=seconds)
+    )
 
 
-async def loops(running: Loops, others: Sequence[Running], *, p: float, seconds: float, seed: int) -> Record:
-    """A contender without a server, all of whose processes run for so long."""
+async def loops(
+    running: Loops,
+    others: Sequence[Running],
+    *,
+    p: float,
+    warm_up: float,
+    seconds: float,
+    seed: int,
+    count: int | None = None,
+) -> Record:
+    """A contender without a server, all of whose processes run for so long, or until they have had `count` pictures
+    together."""
     look([running, *others])
+    each = None if count is None else -(-count // running.contender.processes)
+    await running.ask(seconds=warm_up, p=p, seed=seed + 1, count=None)
     before, idle = running.usage(), total(others)
-    answers = await running.ask(seconds=seconds, p=p, seed=seed)
+    answers = await running.ask(seconds=seconds, p=p, seed=seed, count=each)
     wall = max(answer["seconds"] for answer in answers)
     after, idle_after = running.usage(), total(others)
     ms = [each for answer in answers for each in answer["ms"]]
@@ -96,7 +120,7 @@ async def loops(running: Loops, others: Sequence[Running], *, p: float, seconds:
 
 
 async def _measure(
-    server: Server, others: Sequence[Running], load: Load, warm_up: float, seconds: float
+    server: Server, others: Sequence[Running], watched: Callable[[Watch], Awaitable[Observed[Reading]]]
 ) -> Record:
     look([server, *others])
     peak = 0.0
@@ -113,7 +137,7 @@ async def _measure(
 
     sampling = asyncio.create_task(sample())
     try:
-        seen = await observe(load, watch, warm_up=warm_up, seconds=seconds)
+        seen = await watched(watch)
     finally:
         sampling.cancel()
     wall, before, after = seen.run.seconds, seen.before, seen.after
@@ -144,6 +168,7 @@ def summary(run: Run) -> Record:
         "p50_ms": quantile(ms, 0.5),
         "p95_ms": quantile(ms, 0.95),
         "p99_ms": quantile(ms, 0.99),
+        "ms": [round(each, 1) for each in ms],
         "failed": {str(status): count for status, count in Counter(a.status for a in run.failures).items()},
         "refused_p50_ms": quantile(refused, 0.5) if refused else None,
         "refused_p99_ms": quantile(refused, 0.99) if refused else None,

@@ -178,6 +178,16 @@ class Server(Running):
             seconds = await self.wait_for(lambda: self._answers("POST", "/pose", picture))
         return seconds
 
+    async def warm(self, pictures: Sequence[Post], clients: int) -> None:
+        """Have these answered, so many at a time."""
+        waiting = iter(pictures)
+
+        async def client() -> None:
+            for picture in waiting:
+                await self.client.pose(picture)
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+
     async def _answers(self, method: str, path: str, picture: Post | None = None) -> bool:
         body, kind = (picture.body, MEDIA_TYPE) if picture else (b"", None)
         try:

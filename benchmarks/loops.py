@@ -11,6 +11,9 @@ from typing import Generic, Protocol, TypeVar
 from benchmarks.client import Answer
 from benchmarks.pictures import Post
 
+LOOK_S = 0.002
+"""Between two looks at how many answers there are."""
+
 Seen = TypeVar("Seen")
 
 Over = Callable[[list[Answer]], bool]
@@ -98,6 +101,36 @@ async def observe(
         answers = await task
     counted = [answer for answer in answers if begin <= answer.end < end]
     return Observed(Run(counted, end - begin), before, after)
+
+
+async def observe_pictures(
+    load: Load, watch: Callable[[], Awaitable[Seen]], *, first: int, count: int
+) -> Observed[Seen]:
+    """Let `load` run until `first` and then `count` answers have come, of which alone the latter count: whoever is
+    asked for pictures in the same order is measured on the same ones, but for a few at either end. first: at least 1.
+    """
+    ended = False
+    came: list[Answer] = []
+
+    def over(answers: list[Answer]) -> bool:
+        nonlocal came
+        came = answers
+        return ended
+
+    task = asyncio.ensure_future(load(over))
+
+    async def reached(number: int) -> Seen:
+        while len(came) < number and not task.done():
+            await asyncio.sleep(LOOK_S)
+        return await watch()
+
+    try:
+        before, after = await reached(first), await reached(first + count)
+    finally:
+        ended = True
+        answers = await task
+    counted = answers[first : first + count]
+    return Observed(Run(counted, counted[-1].end - answers[first - 1].end), before, after)
 
 
 def shuffled_forever(pictures: Sequence[Post], seed: int) -> Iterator[Post]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Record, by_arrivals, select
+from benchmarks.records import Record, best_speed, by_arrivals, select
 
 SIZE = (7.0, 3.6)
 DPI = 80
@@ -68,11 +68,9 @@ def _accuracy(rows: Sequence[Record]) -> Any:
     for name in dict.fromkeys(row["contender"] for row in cells):
         points = []
         for row in select(cells, contender=name):
-            grid = select(rows, experiment="grid", contender=name)
-            if row["p"] is not None:
-                grid = select(grid, p=row["p"])
-            if grid:
-                points.append((max(cell["people_per_s"] for cell in grid), row))
+            speed = best_speed(rows, row)
+            if speed is not None:
+                points.append((speed, row))
         if not points:
             continue
         speeds, own = zip(*points, strict=True)

@@ -47,3 +47,15 @@ def by_arrivals(rows: Iterable[Record]) -> dict[float, dict[str, list[Record]]]:
     for row in select(rows, experiment="open"):
         found.setdefault(row["offered_per_s"], {}).setdefault(row["contender"], []).append(row)
     return found
+
+
+def best_speed(rows: Iterable[Record], row: Record) -> float | None:
+    """People/s of the contender and p of an `accuracy` record: its most images/s of the closed loop, times the people
+    that the service finds in one of the pictures, so that who answers more people is not faster."""
+    rows = list(rows)
+    grid = select(rows, experiment="grid", contender=row["contender"])
+    if row["p"] is not None:
+        grid = select(grid, p=row["p"])
+    found = [one["people_per_picture"] for one in select(rows, experiment="accuracy", contender="service")]
+    people = sum(found) / len(found) if found else row["people_per_picture"]
+    return max((people * cell["images_per_s"] for cell in grid), default=None)

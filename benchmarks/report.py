@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.records import Record, Records, by_arrivals, select
+from benchmarks.records import Record, Records, best_speed, by_arrivals, select
 from benchmarks.verdicts import Verdict, ratio, verdicts
 
 NOTES = """## How to read this
 
 - The bound has all cores for its networks; a server shares them with the load generator and with HTTP.
-- A server's figures count what was answered within its seconds, after a warm-up; a p99 of a few hundred answers is
-  about their second or third worst.
+- A server's figures count what was answered within its seconds, after a warm-up, or of the same pictures for all in the
+  alternating rounds. In the closed loop of so many seconds a slow contender sees only the first pictures of the order,
+  which may have fewer people than later ones. A p99 of a few hundred answers is about their second or third worst.
 - LitServe polls when idle and is held (SIGSTOP) while others are measured. Ray cannot be held; what it takes when idle
   stands above, and only the service's rounds beside it bear that.
 - LitServe and Ray Serve could be composed in other ways: here LitServe has as many one-thread workers as there are
   cores, Ray Serve one thread for each of the four networks, and both wait up to 10 ms for company in a batch.
-- YOLOv8n-pose costs the same for every number of people in a picture: its people/s are those of these pictures."""
+- YOLOv8n-pose costs the same for every number of people in a picture: its people/s are those of these pictures. Its
+  network in OpenVINO is in floating point, where the service's detector may be in int8."""
 
 Cell = str | float | int | None
 
@@ -188,13 +190,13 @@ def rounds(rows: Sequence[Record]) -> str:
         )
     if not parts:
         return ""
-    clients = max(
-        row["clients"] or 0 for row in select(rows, experiment="rounds") + select(rows, experiment="servers")
-    )
+    cells = select(rows, experiment="rounds") + select(rows, experiment="servers")
+    clients = max(row["clients"] or 0 for row in cells)
+    pictures = statistics.median_low([row["images"] for row in cells])
     return "\n\n".join(
         [
-            f"## Alternating rounds, {clients} clients\n\nAll contenders of a table take turns in every round; "
-            "a ratio is the median of the rounds' own ratios.",
+            f"## Alternating rounds, {clients} clients\n\nAll contenders of a table take turns in every round, each "
+            f"with the same {pictures} pictures; a ratio is the median of the rounds' own ratios.",
             *parts,
         ]
     )
@@ -258,7 +260,7 @@ def overload(rows: Sequence[Record]) -> str:
         ["not answered", ", ".join(f"{count} x {status}" for status, count in row["failed"].items()) or 0],
         ["refused after, from sending", f"{number(row['refused_p50_ms'], 1)} ms (p50), "
          f"{number(row['refused_p99_ms'], 1)} ms (p99)"],
-        ["resident memory", f"{row['before_mib']:.0f} MiB before, {row['resident_mib']:.0f} after, "
+        ["resident memory", f"{row['before_mib']:.0f} MiB before, {row['after_mib']:.0f} after, "
          f"{row['peak_mib']:.0f} at most"],
         ["load generator", f"{row['own_cores']:.2f} cores"],
     ]  # fmt: skip
@@ -277,18 +279,11 @@ def accuracy(rows: Sequence[Record], drawn: dict[str, str]) -> str:
     return (
         f"## Accuracy against speed\n\nCOCO's keypoint AP of what each answers, over the first {cells[0]['pictures']} "
         "pictures whose people are all annotated (95 % interval over pictures), with its own detector and score "
-        "threshold. Speed: the best of the closed loop above.\n\n"
+        "threshold. Speed: the best images/s of the closed loop above, times the people that the service finds in one "
+        "of these pictures: what a contender answers itself is no speed.\n\n"
         + picture(drawn, "accuracy")
         + table(["contender", "p", "AP", "people a picture", "people/s"], lines)
     )
-
-
-def best_speed(rows: Sequence[Record], row: Record) -> float | None:
-    """Of the closed loop, at the p of `row` where the contender has one."""
-    cells = select(rows, experiment="grid", contender=row["contender"])
-    if row["p"] is not None:
-        cells = select(cells, p=row["p"])
-    return max((cell["people_per_s"] for cell in cells), default=None)
 
 
 def soak(rows: Sequence[Record]) -> str:

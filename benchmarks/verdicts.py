@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.loops import quantile
 from benchmarks.records import Record, by_arrivals, select
 from benchmarks.stages import Given
 
@@ -111,31 +112,36 @@ def _servers(rows: Sequence[Record]) -> Iterator[Verdict]:
         shown, ahead = [], True
         for arrivals, both in sorted(by_arrivals(rows).items()):
             own, other = both.get("service", ()), both.get(name, ())
-            p99, people = (ratio_of(own, other, what) for what in ("p99_ms", "people_per_s"))
-            if p99 is not None and people is not None:
+            images = ratio_of(own, other, "images_per_s")
+            if images is not None:
+                # Of all rounds together: the 99th percentile of one's few dozen answers is its slowest.
+                p99 = quantile(_all_ms(own), 0.99) / quantile(_all_ms(other), 0.99)
                 shown.append(f"{arrivals:.1f}/s: {p99:.2f}")
-                ahead = ahead and p99 < 1 and people >= 0.95
+                ahead = ahead and p99 < 1 and images >= 0.95
         if shown:
             yield Verdict(
                 f"p99 below {name}'s at the same arrivals, in shares of it", "; ".join(shown), ahead
             )
 
 
+def _all_ms(rows: Sequence[Record]) -> list[float]:
+    return [each for row in rows for each in row["ms"]]
+
+
 def _overload(rows: Sequence[Record]) -> Iterator[Verdict]:
-    peak = max(
-        (row["people_per_s"] for row in select(rows, experiment="grid", contender="service", p=0.5)),
-        default=None,
-    )
+    # Pictures, not people: of a few hundred pictures each, the mean of people differs more than the speed.
+    rounds = select(rows, experiment="rounds", contender="service", p=0.5)
     for row in select(rows, experiment="overload")[-1:]:
-        if peak:
-            share = row["people_per_s"] / peak
+        if rounds:
+            peak = sum(each["images"] for each in rounds) / sum(each["seconds"] for each in rounds)
+            share = row["images_per_s"] / peak
             yield Verdict(
                 "twice the sustainable load: goodput at least 0.95 of the peak", f"{share:.3f}", share >= 0.95
             )
         if row["refused_p99_ms"] is not None:
             slow = row["refused_p99_ms"]
             yield Verdict("refused answers within 10 ms (p99)", f"{slow:.1f} ms", slow <= 10)
-        growth = row["resident_mib"] / row["before_mib"] - 1
+        growth = row["after_mib"] / row["before_mib"] - 1
         yield Verdict("memory flat under overload (within 3 %)", f"{growth:+.1%}", growth <= 0.03)
 
 

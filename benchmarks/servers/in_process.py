@@ -2,8 +2,9 @@
 
     python -m benchmarks.servers.in_process bound DATA
 
-Each line of input is a JSON object, answered by one line: {"seconds", "p", "seed"} runs for so long, {"pose": number}
-answers one picture, {"given": rounds} and {"batches": true} say what the networks cost alone and at which batches.
+Each line of input is a JSON object, answered by one line: {"seconds", "p", "seed", "count"} runs for so long, or, where
+count is not null, over so many pictures; {"pose": number} answers one picture, {"given": rounds} and {"batches": true}
+say what the networks cost alone and at which batches.
 
 `bound`: the service's networks back to back, each at the batch that was found best at start, with nothing between them
 but decoding; one such process for each core is the speed that no service with these networks can pass.
@@ -103,6 +104,8 @@ class Rtmlib(OneByOne):
 class Ultralytics(OneByOne):
     def __init__(self, options: argparse.Namespace, _: Sequence[Post]) -> None:
         self.yolo = load_yolo_pose(options.initial / YOLO)
+        self.people(np.zeros((YOLO_SIZE, YOLO_SIZE, 3), np.uint8))
+        set_cpu_threads(os.cpu_count() or 1)  # of which ultralytics leaves one at its first picture
 
     def people(self, bgr: Any) -> Poses:
         (found,) = self.yolo.predict(bgr, verbose=False, imgsz=YOLO_SIZE, conf=YOLO_SCORE, device="cpu")
@@ -192,14 +195,17 @@ LOOPS: dict[str, Callable[[argparse.Namespace, Sequence[Post]], Loop]] = {
 }
 
 
-def run(loop: Loop, posts: Iterator[Post], seconds: float, p: float) -> dict[str, Any]:
-    """Pictures and people of so many seconds, and the time of each call in milliseconds."""
+def run(
+    loop: Loop, posts: Iterator[Post], seconds: float, p: float, count: int | None = None
+) -> dict[str, Any]:
+    """Pictures and people of so many seconds, or of `count` pictures, and the time of each call in milliseconds."""
     loop.turn(p)
     images = people = 0
     ms: list[float] = []
     begin = now = time.perf_counter()
-    while now - begin < seconds:
-        bodies = [post.body for post in itertools.islice(posts, loop.group)]
+    while now - begin < seconds if count is None else images < count:
+        size = loop.group if count is None else min(loop.group, count - images)
+        bodies = [post.body for post in itertools.islice(posts, size)]
         people += sum(len(boxes) for boxes, _ in loop.poses(bodies))
         images += len(bodies)
         now, before = time.perf_counter(), now
@@ -212,7 +218,7 @@ def respond(
 ) -> Any:
     """share: this process's pictures, in the order of a seed."""
     if "seconds" in asked:
-        return run(loop, share(asked["seed"]), asked["seconds"], asked["p"])
+        return run(loop, share(asked["seed"]), asked["seconds"], asked["p"], asked["count"])
     if "given" in asked:
         costs = given(loop.pair, posts[:100], loop.stages.batches, asked["given"])
         return {"people": costs.people, "ms": costs.ms, "small_in_router": costs.small_in_router}

@@ -1,9 +1,11 @@
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from PIL import Image
 
 from benchmarks import scaling
 from benchmarks.accuracy import poses
-from benchmarks.bench import Bench, main, parse
+from benchmarks.bench import LEAST_PICTURES, Bench, main, parse
 from benchmarks.contenders import Contender, Loops, NotReady, Server, Setup, contenders
 from benchmarks.processes import Started, Usage
+from benchmarks.servers.in_process import run
 from calibration.data import decode
 from tests.benchmarks.fake_service import PICTURES, FakeService
 
@@ -225,6 +228,31 @@ def test_the_machine_is_named_by_what_it_can() -> None:
     assert "torch" in machine["versions"]
 
 
+def test_in_the_rounds_everybody_gets_the_same_pictures(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with bench(tmp_path) as measured:
+            await measured.closed("service", "rounds", 2, 0.5, turn=1)
+            (row,) = measured.records
+            assert row["images"] == LEAST_PICTURES
+
+    asyncio.run(scenario())
+
+
+def test_a_loop_ends_after_as_many_pictures_as_it_is_asked_for() -> None:
+    class Loop:
+        group = 4
+        asked: ClassVar[list[int]] = []
+
+        def turn(self, p: float) -> None: ...
+
+        def poses(self, bodies: Sequence[bytes]) -> list[tuple[list[int], list[int]]]:
+            self.asked.append(len(bodies))
+            return [([1, 2], [])] * len(bodies)
+
+    row = run(Loop(), itertools.repeat(PICTURES[0]), 0.0, 0.5, 10)  # type: ignore[arg-type]
+    assert (row["images"], row["people"], Loop.asked) == (10, 20, [4, 4, 2])
+
+
 async def stopped(process: Started) -> None:
     """A signal takes its time on a busy machine."""
     async with asyncio.timeout(30):
@@ -241,7 +269,7 @@ def test_a_restless_contender_is_held_but_for_its_own_turn(tmp_path: Path) -> No
         for process in loops.processes:
             await stopped(process)
         with loops.awake():
-            assert len(await loops.ask(seconds=1, p=0.5, seed=0)) == 2
+            assert len(await loops.ask(seconds=1, p=0.5, seed=0, count=None)) == 2
         await stopped(loops.processes[0])
         await loops.stop()
         assert not any(process.alive for process in loops.processes)

@@ -5,7 +5,15 @@ import math
 import pytest
 
 from benchmarks.client import Answer
-from benchmarks.loops import Over, closed_loop, observe, open_loop, quantile, shuffled_forever
+from benchmarks.loops import (
+    Over,
+    closed_loop,
+    observe,
+    observe_pictures,
+    open_loop,
+    quantile,
+    shuffled_forever,
+)
 from tests.benchmarks.fake_service import PICTURES, FakeService
 
 
@@ -71,6 +79,28 @@ def test_only_what_is_answered_within_the_window_counts() -> None:
     asyncio.run(scenario())
 
 
+def test_so_many_pictures_are_counted_from_the_last_one_before_them() -> None:
+    async def scenario() -> None:
+        readings = iter(["before", "after"])
+
+        async def watch() -> str:
+            return next(readings)
+
+        async with FakeService(delay=0.002).client() as client:
+
+            async def load(over: Over) -> list[Answer]:
+                return await closed_loop(client.pose, shuffled_forever(PICTURES, 0), 2, over)
+
+            seen = await observe_pictures(load, watch, first=3, count=10)
+        assert (seen.before, seen.after) == ("before", "after")
+        answers, seconds = seen.run.answers, seen.run.seconds
+        assert len(answers) == 10
+        assert answers[-1].end - answers[0].end < seconds
+        assert seconds <= answers[-1].end - min(answer.begin for answer in answers)
+
+    asyncio.run(scenario())
+
+
 def test_a_load_that_fails_ends_the_observation() -> None:
     async def scenario() -> None:
         async def load(_: Over) -> list[Answer]:
@@ -80,6 +110,8 @@ def test_a_load_that_fails_ends_the_observation() -> None:
 
         with pytest.raises(ZeroDivisionError):
             await observe(load, watch, warm_up=60, seconds=60)
+        with pytest.raises(ZeroDivisionError):
+            await observe_pictures(load, watch, first=1, count=60)
 
     asyncio.run(scenario())
 

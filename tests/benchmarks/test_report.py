@@ -94,7 +94,7 @@ def test_targets_are_judged_by_the_figures() -> None:
 
 def test_a_slower_service_misses_its_targets() -> None:
     rows = [
-        row | {"people_per_s": row["people_per_s"] / 4}
+        row | {what: row[what] / 4 for what in ("people_per_s", "images_per_s")}
         if row.get("contender") == "service" and "p50_ms" in row
         else row
         for row in everything()
