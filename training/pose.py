@@ -12,11 +12,13 @@ large.safetensors, `coarse` and `fine` in one. Runs on CUDA where there is one.
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import os
+import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from calibration.data import has_split
+from calibration.data import annotations_sha256, has_split
 from models.codec import encode
 from models.geometry import normalize
 from models.tinypose import TinyPose, TwoScaleTinyPose
@@ -86,11 +88,18 @@ def keep_strided_depthwise_in_full_precision(network: nn.Module) -> None:
             module.__class__ = FullPrecisionConv
 
 
-class Trainer:
-    """Network, moving average, optimiser and place in the sample order; all of it in one checkpoint."""
+class OtherRun(Exception):
+    """A checkpoint is not of this run; the message is one line that says what to do."""
 
-    def __init__(self, recipe: Recipe, network: TinyPose, device: torch.device, seed: int) -> None:
-        self.recipe, self.device = recipe, device
+
+class Trainer:
+    """Network, moving average, optimiser and place in the sample order; all of it in one checkpoint. run: what the
+    training is of, which a checkpoint must be of, too."""
+
+    def __init__(
+        self, recipe: Recipe, network: TinyPose, device: torch.device, seed: int, run: str = ""
+    ) -> None:
+        self.recipe, self.device, self.run = recipe, device, run
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         if device.type == "cpu":
@@ -141,6 +150,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         state = {
+            "run": self.run,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -155,7 +165,10 @@ class Trainer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
+        """Raises OtherRun."""
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state.get("run") != self.run:
+            raise OtherRun(f"{path} is of other data, weights or settings: remove it or choose another --out")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -223,6 +236,15 @@ def join(out: Path) -> TwoScaleTinyPose:
     return network
 
 
+def run_of(options: argparse.Namespace, recipe: Recipe, initial: Path) -> str:
+    """What decides over the result: labels, initial weights, recipe and seed."""
+    labels = [annotations_sha256(options.data, "train")]
+    if options.more is not None:
+        labels.append(annotations_sha256(options.more, "more"))
+    weights = hashlib.sha256(initial.read_bytes()).hexdigest()
+    return json.dumps([labels, weights, asdict(recipe), options.seed])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -253,13 +275,17 @@ def main() -> None:
         print(
             f"{role}: {len(samples)} people to learn from, {len(held_back)} held back; {recipe}", flush=True
         )
-        network = (
-            read_result(options.out / f"{recipe.initial}.safetensors")
-            if recipe.initial in RECIPES
-            else load_onnx(options.initial / recipe.initial)
-        )
-        trainer = Trainer(recipe, network, device, options.seed)
-        train(trainer, samples, held_back, options.out / role, options.every)
+        if recipe.initial in RECIPES:
+            initial = options.out / f"{recipe.initial}.safetensors"
+            network = read_result(initial)
+        else:
+            initial = options.initial / recipe.initial
+            network = load_onnx(initial)
+        trainer = Trainer(recipe, network, device, options.seed, run_of(options, recipe, initial))
+        try:
+            train(trainer, samples, held_back, options.out / role, options.every)
+        except OtherRun as error:
+            sys.exit(str(error))
     if all((options.out / f"{role}.safetensors").exists() for role in ("coarse", "fine")):
         save_weights(join(options.out), options.out / "large.safetensors")
 

@@ -11,7 +11,7 @@ from models.tinypose import TinyPose
 from models.zoo import save_weights
 from training import pose
 from training.people import Sample
-from training.pose import RECIPES, Trainer, epoch, join, pose_loss, train
+from training.pose import RECIPES, OtherRun, Trainer, epoch, join, pose_loss, train
 
 CPU = torch.device("cpu")
 TINY = replace(RECIPES["small"], size=(64, 64), batch=2, views=8)
@@ -74,6 +74,16 @@ def test_a_stopped_run_goes_on_exactly_where_it_was(tmp_path: Path) -> None:
     assert resumed.step == whole.step == 4
     assert torch.equal(parameters(whole.network), parameters(resumed.network))
     assert torch.equal(parameters(whole.average), parameters(resumed.average))
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
+    trainer = new_trainer()
+    trainer.run = "one"
+    trainer.save(tmp_path / "some.checkpoint")
+    trainer.load(tmp_path / "some.checkpoint")
+    trainer.run = "another"
+    with pytest.raises(OtherRun, match=r"some\.checkpoint is of other data"):
+        trainer.load(tmp_path / "some.checkpoint")
 
 
 def test_a_run_leaves_half_precision_weights_that_load_strictly_and_a_curve(tmp_path: Path) -> None:
