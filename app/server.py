@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         drain_delay_s: float,
         grace_s: float,
         patience_s: float,
-        keep_alive_s: float,
+        keep_alive_s: int,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
                 port=port,
                 loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
-                timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # an int, says uvicorn, and only adds it
+                timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
                 access_log=False,
                 log_config=None,  # what uvicorn has to say goes where the rest goes

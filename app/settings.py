@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     body_timeout_s: SomeSeconds = Field(
         30, description="seconds for a request's head, and then its body, to arrive"
     )
-    keep_alive_s: Seconds = Field(
+    keep_alive_s: Positive = Field(
         75, description="seconds a connection may rest between requests; let a balancer keep it for less"
     )
     deadline_ms: Positive = Field(

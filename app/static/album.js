@@ -53,6 +53,7 @@ export class Album extends EventTarget {
   clear() {
     for (const picture of this.pictures) {
       picture.controller?.abort();
+      picture.controller = null; // nothing of it is to be told any more
       picture.bitmap?.close();
       picture.thumbnail?.close();
     }

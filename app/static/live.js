@@ -39,8 +39,8 @@ export class Live {
       // What changes p changes the counter too, but for a restart.
       this.#onLook(["dynpose_config_changes_total", "dynpose_split_target"].map((name) => total(samples, name)).join());
     } catch (problem) {
-      state("away", problem.status === 0 ? "The service cannot be reached." : `No metrics: ${problem.detail}.`);
-      if (problem.status !== 0) this.#onLook("unknown"); // a proxy may keep them from this page
+      state("away", problem.status ? `No metrics: ${problem.detail}.` : "The service cannot be reached.");
+      if (problem.status) this.#onLook("unknown"); // a proxy may keep them from this page
     }
     clearTimeout(this.#timer);
     if (document.visibilityState === "visible") this.#timer = setTimeout(() => this.#tick(), EVERY_MS);

@@ -85,25 +85,24 @@ export class Stage {
     const { state, thumbnail } = picture;
     const count = state === "done" ? picture.result.people.length : { failed: "!" }[state] ?? "…";
     const look = [state, current, thumbnail !== null, count].join();
-    const place = this.#places.get(picture) ?? { item: element("li"), button: this.#button(picture), look: "" };
-    if (!place.item.hasChildNodes()) place.item.append(place.button);
+    if (!this.#places.has(picture)) this.#places.set(picture, this.#newPlace(picture));
+    const place = this.#places.get(picture);
     if (place.look !== look) {
       place.look = look;
       place.button.className = state;
-      place.button.toggleAttribute("aria-current", current);
       if (current) place.button.setAttribute("aria-current", "true");
+      else place.button.removeAttribute("aria-current");
       place.button.setAttribute("aria-label", describe(picture));
       place.button.querySelector("span").textContent = String(count);
       paintThumbnail(place.button.querySelector("canvas"), thumbnail);
-      this.#places.set(picture, place);
     }
     return place.item;
   }
 
-  #button(picture) {
+  #newPlace(picture) {
     const button = element("button", { type: "button" }, element("canvas"), element("span"));
     button.addEventListener("click", () => this.#album.show(picture));
-    return button;
+    return { item: element("li", {}, button), button, look: "" };
   }
 }
 
