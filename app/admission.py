@@ -29,11 +29,11 @@ class Admission:
         self._finished: deque[tuple[float, int]] = deque(maxlen=64)
 
     @contextmanager
-    def admit(self, pictures: int, size: int) -> Iterator[None]:
-        """Hold room for `pictures` and `size` bytes in all. Raises Overloaded, and TooLarge where even an idle
-        service would have no room. For a body, whose pictures are not known yet, `pictures` is 0; it is refused where
-        there is no room for one."""
-        if pictures > self._max_pictures or size > self._max_bytes:
+    def admit(self, pictures: int, size: int, own: int = 0) -> Iterator[None]:
+        """Hold room for `pictures` and `size` bytes in all. own: bytes that the request holds already. Raises
+        Overloaded, and TooLarge where even an idle service would have no room. For a body, whose pictures are not known
+        yet, `pictures` is 0; it is refused where there is no room for one."""
+        if pictures > self._max_pictures or own + size > self._max_bytes:
             raise TooLarge
         if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
             raise Overloaded(self.retry_after_s())

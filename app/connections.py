@@ -26,8 +26,16 @@ class Connection(H11Protocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        answered = self.cycle is not None and self.cycle.response_complete
+        between = self.conn.our_state is self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if answered and between and self.timeout_keep_alive_task is None:
+            # uvicorn forgets it where the end of a body comes after the answer.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -36,9 +44,10 @@ class Connection(H11Protocol):
     def _look(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
-        state = (self.cycle, answering, unsent)
         resting = self.timeout_keep_alive_task is not None and not unsent
-        if state == self._seen and not answering and not resting:
+        state = (self.cycle, answering, resting, cast(Answers, self.transport).given - unsent)
+        # An answer that nobody takes may be the last one's, while the next one is worked on.
+        if state == self._seen and not resting and (unsent or not answering):
             self.transport.abort()
             return
         self._seen = state
@@ -51,12 +60,13 @@ class Answers:
     With each system call the event loop lets go of the interpreter, and may have to wait to have it again. And closed
     while a request's body still comes, the kernel would reset the connection, and the client would often lose the
     answer, such as that its body is too large: so it is closed only for writing, and the rest is let pass. The client
-    closes then, or the connection's patience ends.
+    closes then, or the connection's patience ends. given: bytes so far.
     """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport
         self._connection = connection
+        self.given = 0
         self._head = b""
         self._said = False
 
@@ -74,6 +84,7 @@ class Answers:
     def _send_head(self, rest: bytes = b"") -> None:
         head, self._head = self._head, b""
         if head or rest:
+            self.given += len(head) + len(rest)
             self._transport.write(head + rest)
 
     def is_closing(self) -> bool:

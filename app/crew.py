@@ -190,12 +190,19 @@ def in_pool(pool: Executor, work: Callable[..., T], *arguments: Any) -> "asyncio
     """As `loop.run_in_executor`, by way of the mailbox."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     letters = mailbox()
+    call = [functools.partial(work, *arguments)]
+    # Whoever has gone leaves nothing behind, while what the pool is to do may wait for long yet.
+    future.add_done_callback(lambda done: call.clear() if done.cancelled() else None)
 
     def run() -> None:
+        try:
+            begun = call.pop()
+        except IndexError:
+            return
         if future.cancelled():
             return
         try:
-            letters.post(functools.partial(_settle, future, work(*arguments), None))
+            letters.post(functools.partial(_settle, future, begun(), None))
         except BaseException as error:  # whatever it is, whoever waits is told
             letters.post(functools.partial(_settle, future, None, error))
 

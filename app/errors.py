@@ -136,17 +136,22 @@ def explain(errors: Any) -> str:
 Observe = Callable[[Scope, int, float], None]
 
 
+STOPPING = {"Connection": "close", "Retry-After": "1"}
 NOSNIFF = (b"x-content-type-options", b"nosniff")
+SLICE = 65_536
+"""Bytes of an answer that are sent at a time: what its client does not take stays with us, and not in copies in the
+buffers of its connection."""
 
 
 class RequestId:
     """Gives each request its id (the client's X-Request-ID when that is sane), sends it back, answers unexpected
     exceptions, and reports (scope, status, seconds) of each finished request to `observe`, and more to the log: routes
-    put what they know into `request.state.facts`."""
+    put what they know into `request.state.facts`. draining: whether the service is about to stop."""
 
-    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe, draining: Callable[[], bool]) -> None:
         self.app = app
         self.observe = observe
+        self.draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -156,7 +161,7 @@ class RequestId:
         facts: dict[str, Any] = {"bytes": 0}
         scope.setdefault("state", {}).update(request_id=own, facts=facts)
         status: int | None = None
-        started = time.monotonic()
+        started, answered = time.monotonic(), 0.0
 
         async def receive_counted() -> Message:
             message = await receive()
@@ -164,11 +169,16 @@ class RequestId:
             return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                # How long its client then takes to read it says nothing of us.
+                status, answered = message["status"], time.monotonic()
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", own.encode()), NOSNIFF]
-            await send(message)
+            body, sent = message.get("body", b""), 0
+            while len(body) - sent > SLICE:
+                await send({**message, "body": body[sent : sent + SLICE], "more_body": True})
+                sent += SLICE
+            await send({**message, "body": body[sent:]} if sent else message)
 
         token = logs.REQUEST_ID.set(own)
         try:
@@ -178,11 +188,17 @@ class RequestId:
             if status is not None:
                 raise  # too late for another answer: the server closes the connection
             await problem(Request(scope), to_api_error(error))(scope, receive, send_with_id)
-        except asyncio.CancelledError:  # what a server (Ray Serve) may do when the client has gone
-            status = CLIENT_CLOSED_REQUEST
-            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if status is not None or task is None or not self.draining():
+                # What a server (Ray Serve) may do when the client has gone.
+                status = status or CLIENT_CLOSED_REQUEST
+                raise
+            task.uncancel()
+            late = ApiError(503, "draining", "the service stopped before the answer was ready", STOPPING)
+            await problem(Request(scope), late)(scope, receive, send_with_id)
         finally:
-            seconds = time.monotonic() - started
+            seconds = (answered or time.monotonic()) - started
             self.observe(scope, status or 500, seconds)
             if trace_id := tracing.trace_id():
                 facts["trace_id"] = trace_id

@@ -46,5 +46,5 @@ def create_app(service: Service) -> FastAPI:
         if (scope["method"], scope["path"]) == ("POST", "/pose"):
             service.metrics.request(status, seconds)
 
-    app.add_middleware(errors.RequestId, observe=observe)
+    app.add_middleware(errors.RequestId, observe=observe, draining=lambda: service.status == "draining")
     return app

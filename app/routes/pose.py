@@ -91,9 +91,9 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     options = options_of(query, service)
     deadline_s = (query.deadline_ms or service.settings.deadline_ms) / 1000
     work = PoseRequest(Ticket(request_id(request), started + deadline_s), options)
-    with ExitStack() as room:
+    with Room() as room:
         room.callback(conclude, request, work.ticket, started)
-        with ExitStack() as glance:  # is there room for all of it? What it takes is what arrives
+        with Room() as glance:  # is there room for all of it? What it takes is what arrives
             hold(glance, service, 0, body_bytes(request, service.settings.body_limit))
         with timed(work.ticket, "read"):
             try:
@@ -159,13 +159,20 @@ def body_bytes(request: Request, limit: int) -> int:
     return limit if announced is None else min(announced, limit)
 
 
-def hold(room: ExitStack, service: Service, pictures: int, size: int) -> None:
+class Room(ExitStack):
+    """What a request holds until it is left. bytes: how many."""
+
+    bytes = 0
+
+
+def hold(room: Room, service: Service, pictures: int, size: int) -> None:
     """Take room for pictures and bytes until `room` is left. Raises Overloaded and TooLarge."""
     try:
-        room.enter_context(service.admission.admit(pictures, size))
+        room.enter_context(service.admission.admit(pictures, size, room.bytes))
     except Overloaded:
         service.metrics.rejected("overloaded")
         raise
+    room.bytes += size
 
 
 @asynccontextmanager

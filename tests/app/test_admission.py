@@ -22,6 +22,8 @@ def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
         pass
     with pytest.raises(TooLarge), admission.admit(1, 1001):
         pass
+    with admission.admit(0, 400), pytest.raises(TooLarge), admission.admit(1, 700, own=400):
+        pass  # with its own body never, however long it waits
 
 
 def test_rule_4_room_is_given_back_when_the_work_fails():

@@ -15,6 +15,7 @@ from app.connections import Answers, Connection, connection_class
 LONG = 30
 PATIENCE_S = 0.05
 LARGE = bytes(30_000_000)
+PART, PARTS = 65_536, 300
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -22,6 +23,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 async def application(scope: dict[str, Any], _: Receive, send: Send) -> None:
+    if scope["path"] == "/parts":  # as `errors.RequestId` sends
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(PARTS):
+            await send({"type": "http.response.body", "body": bytes(PART), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     if scope["path"] == "/slow":
         await asyncio.sleep(5 * PATIENCE_S)
     body = LARGE if scope["path"] == "/large" else b"done"
@@ -130,6 +137,28 @@ async def test_an_answer_that_nobody_takes_is_thrown_away(client):
 
 
 @with_connection
+async def test_an_answer_that_nobody_takes_is_thrown_away_while_the_next_waits(client):
+    client.writer.transport.pause_reading()
+    client.writer.write(2 * (GET % b"large"))
+    while client.state.connections or client.state.tasks:
+        await asyncio.sleep(PATIENCE_S / 10)
+    client.writer.transport.resume_reading()
+    assert len(await closed(client.reader)) < len(LARGE)
+
+
+@with_connection
+async def test_a_connection_may_rest_after_a_body_that_nobody_read(client):
+    client.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\n")
+    assert await answer(client.reader) == b"done"
+    for _ in range(2):
+        client.writer.write(b"body")
+        await asyncio.sleep(PATIENCE_S / 10)
+    await asyncio.sleep(4 * PATIENCE_S)
+    client.writer.write(GET % b"")
+    assert await answer(client.reader) == b"done"
+
+
+@with_connection
 async def test_a_slow_answer_and_a_slow_reader_are_waited_for(client):
     client.writer.write(GET % b"slow")
     assert await answer(client.reader) == b"done"
@@ -137,6 +166,16 @@ async def test_a_slow_answer_and_a_slow_reader_are_waited_for(client):
     await client.reader.readuntil(b"\r\n\r\n")
     for _ in range(20):
         await client.reader.readexactly(len(LARGE) // 20)
+        await asyncio.sleep(PATIENCE_S / 5)
+
+
+@with_connection
+async def test_a_slow_reader_is_waited_for_though_as_much_waits_for_it_at_each_look(client):
+    (connection,) = client.state.connections
+    connection.transport.get_write_buffer_size = lambda: PART
+    client.writer.write(GET % b"parts")
+    for _ in range(20):
+        await client.reader.readexactly(PARTS * PART // 20)
         await asyncio.sleep(PATIENCE_S / 5)
 
 

@@ -263,6 +263,22 @@ def test_work_that_a_closing_pool_drops_is_waited_for_no_longer() -> None:
     asyncio.run(run())
 
 
+def test_who_stops_waiting_leaves_nothing_of_the_work_behind() -> None:
+    async def run() -> None:
+        go_on, upload = threading.Event(), asyncio.Event()
+        kept = weakref.ref(upload)
+        with ThreadPoolExecutor(1) as pool:
+            first, second = in_pool(pool, go_on.wait, LONG), in_pool(pool, id, upload)
+            del upload
+            second.cancel()
+            await asyncio.sleep(0)
+            assert kept() is None  # while the pool has not come to it
+            go_on.set()
+            await first
+
+    asyncio.run(run())
+
+
 def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
     begun: list[str] = []
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from fastapi import FastAPI, Query
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Message
 
 from app.admission import TooLarge
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed
-from app.errors import ApiError, RequestId, install, to_api_error
+from app.errors import SLICE, ApiError, RequestId, install, to_api_error
 
 Seen = list[tuple[str, int, float]]
 
@@ -44,7 +45,9 @@ def seen() -> Seen:
 def client(seen: Seen) -> Client:
     app = FastAPI()
     install(app)
-    app.add_middleware(RequestId, observe=lambda scope, *what: seen.append((scope["path"], *what)))
+    app.add_middleware(
+        RequestId, observe=lambda scope, *what: seen.append((scope["path"], *what)), draining=lambda: False
+    )
     raised: dict[str, Exception] = {
         "api": ApiError(415, "unsupported_media_type", "no", {"Connection": "close"}),
         "deadline": DeadlineExceeded(),
@@ -186,3 +189,47 @@ def test_each_request_is_reported_once_with_status_and_seconds(client: Client, s
     client.get("/raise/deadline")
     assert [(path, status) for path, status, _ in seen] == [("/p", 200), ("/raise/deadline", 504)]
     assert all(seconds >= 0 for *_, seconds in seen)
+
+
+async def sent_by(app: Any, seen: Seen, *, draining: bool = False, cancelled: bool = False) -> list[Message]:
+    """What `RequestId` around an application sends."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    middle = RequestId(
+        app, observe=lambda scope, *what: seen.append((scope["path"], *what)), draining=lambda: draining
+    )
+    task = asyncio.create_task(
+        middle({"type": "http", "method": "POST", "path": "/pose", "headers": []}, receive, send)
+    )
+    await asyncio.sleep(0)
+    if cancelled:
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return messages
+
+
+@pytest.mark.parametrize("size", [0, 1, SLICE, SLICE + 1, 3 * SLICE, 3 * SLICE + 7])
+def test_an_answer_is_sent_in_parts_of_which_few_wait_for_the_client(size: int, seen: Seen) -> None:
+    whole = bytes(index % 251 for index in range(size))
+    _, *parts = asyncio.run(sent_by(Response(whole), seen))
+    assert b"".join(part["body"] for part in parts) == whole
+    assert max(len(part["body"]) for part in parts) <= SLICE
+    assert [part.get("more_body", False) for part in parts] == [True] * (len(parts) - 1) + [False]
+
+
+@pytest.mark.parametrize(("draining", "statuses"), [(True, [503]), (False, [])])
+def test_what_a_stop_cuts_off_is_no_client_that_has_gone(
+    seen: Seen, draining: bool, statuses: list[int]
+) -> None:
+    async def app(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    messages = asyncio.run(sent_by(app, seen, draining=draining, cancelled=True))
+    assert [message["status"] for message in messages if "status" in message] == statuses
+    assert [status for _, status, _ in seen] == (statuses or [499])
