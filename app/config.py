@@ -222,6 +222,8 @@ class ConfigStore:
             if "calibration" in changes:
                 calibration = self._read_calibration(changes["calibration"])
         except FileNotFoundError:
+            if not os.access(path.parent, os.W_OK):
+                self._warn("STATE_FILE cannot be written: its folder is not there, or not writable")
             return calibration, 1
         except (OSError, ValueError, KeyError, AttributeError, TypeError, ApiError) as error:
             reason = error.detail if isinstance(error, ApiError) else "it is damaged or cannot be read"

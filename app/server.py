@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
         port: int,
         on_drain: Callable[[], None],
         drain_delay_s: float,
-        grace_s: float,
+        grace_s: int,
         patience_s: float,
         keep_alive_s: int,
     ) -> None:
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
                 loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
                 timeout_keep_alive=keep_alive_s,
-                timeout_graceful_shutdown=max(1, round(grace_s)),
+                timeout_graceful_shutdown=grace_s,
                 access_log=False,
                 log_config=None,  # what uvicorn has to say goes where the rest goes
                 server_header=False,

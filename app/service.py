@@ -32,7 +32,7 @@ from models.runtime import (
     set_cpu_threads,
 )
 from models.skeleton import COCO
-from models.zoo import Pair, PairError, load_pair, read_manifest
+from models.zoo import Manifest, Pair, PairError, load_pair, read_manifest
 
 log = logging.getLogger("dynpose")
 
@@ -80,6 +80,21 @@ MAX_THREAD_WAIT_S = 0.05
 """How long people and pictures wait for a thread while other stages have more work."""
 
 
+def manifest_of(settings: Settings) -> Manifest:
+    """The pair that is to be served. Raises PairError."""
+    manifest = read_manifest(
+        settings.pair,
+        small=settings.small,
+        large=settings.large,
+        detector=settings.detector,
+        router=settings.router,
+    )
+    for role, entry in (("small", manifest.small), ("large", manifest.large)):
+        if entry.keypoints != COCO.name:
+            raise PairError(f"the {role} net has the keypoints of {entry.keypoints}; COCO's 17 are served")
+    return manifest
+
+
 class Service:
     """Everything behind the routes. The constructor reads what is cheap to read and fails on what is wrong with it
     (PairError, ConfigError, ValueError); networks load in the background, while the port is open already."""
@@ -94,18 +109,7 @@ class Service:
             set_cpu_threads(settings.threads)
         else:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self.manifest = read_manifest(
-            settings.pair,
-            small=settings.small,
-            large=settings.large,
-            detector=settings.detector,
-            router=settings.router,
-        )
-        for role, entry in (("small", self.manifest.small), ("large", self.manifest.large)):
-            if entry.keypoints != COCO.name:
-                raise PairError(
-                    f"the {role} net has the keypoints of {entry.keypoints}; COCO's 17 are served"
-                )
+        self.manifest = manifest_of(settings)
         self.config = ConfigStore(settings, self.manifest)
         self.metrics = Metrics(
             version=__version__,
@@ -146,6 +150,13 @@ class Service:
         if self.status == "warming":
             self.status = "ready"
             log.info("ready on %s after %.1f s", self.device, time.monotonic() - started)
+            for route, token in (("POST /pose", "pose_token"), ("PATCH /config", "admin_token")):
+                needs = (
+                    f"needs {token.upper()}"
+                    if getattr(self.settings, token)
+                    else "is open to whoever can reach it"
+                )
+                log.info("%s %s", route, needs)
 
     async def open_stages(self) -> list[Stage]:
         """The stages, loaded and warm, not yet started."""

@@ -1,9 +1,10 @@
 """Settings from the environment (or a `.env` file), read once at start and never changed."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -16,6 +17,16 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _sendable(token: SecretStr) -> SecretStr:
+    # A line's end, which a file leaves behind, no header can carry: nobody would get in.
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token.get_secret_value()):
+        raise ValueError("must be of printable ASCII characters, without a space or a line's end around them")
+    return token
+
+
+Token = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
 class SettingsError(Exception):
@@ -97,8 +108,8 @@ class Settings(BaseSettings):
     drain_delay_s: Seconds = Field(
         0, description="seconds between SIGTERM and closing the port; 5 behind a balancer"
     )
-    shutdown_grace_s: Seconds = Field(
-        35, description="whole seconds, at least 1, that admitted requests have to finish after that"
+    shutdown_grace_s: Positive = Field(
+        35, description="seconds that admitted requests have to finish after that"
     )
     stall_s: SomeSeconds = Field(60, description="seconds of one batch after which its stage counts as dead")
 
@@ -108,8 +119,8 @@ class Settings(BaseSettings):
         None, description="file that keeps PATCHed settings over a restart, and then wins"
     )
 
-    admin_token: SecretStr | None = Field(None, description="bearer token that PATCH /config needs")
-    pose_token: SecretStr | None = Field(None, description="bearer token that POST /pose needs")
+    admin_token: Token | None = Field(None, description="bearer token that PATCH /config needs")
+    pose_token: Token | None = Field(None, description="bearer token that POST /pose needs")
     log_format: LogFormat = Field(
         "auto", description="json: one object a line; text; auto: text at a terminal, else json"
     )

@@ -31,9 +31,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.main import create_app
 from app.server import LINGER_S
-from app.service import Service
+from app.service import Service, manifest_of
 from app.settings import Settings, SettingsError, load_settings
 from deploy.ray_stages import STAGES, RemoteService, Replica, begin
+from models.zoo import PairError
 
 NAME = "dynpose"
 """Of the application on its cluster."""
@@ -143,11 +144,16 @@ def main() -> int:
     try:
         settings = load_settings()
         scale = Scale(**{name: options[name] for name in Scale.model_fields})
-    except (SettingsError, ValidationError) as error:
+        manifest_of(settings)  # Serve would start replicas again and again that find something wrong with it
+    except (SettingsError, ValidationError, PairError) as error:
         print(f"dynpose cannot start: {error}", file=sys.stderr)
         return 1
     host, port = options["host"] or settings.host, options["port"] or settings.port
-    start(options["address"], scale, host, port)
+    try:
+        start(options["address"], scale, host, port)
+    except ConnectionError as error:
+        print(f"dynpose cannot start: {options['address']}: {error}", file=sys.stderr)
+        return 1
     quiet = LoggingConfig(enable_access_log=False)  # the ingress has a line for each request
     ingress = serve.run(application(settings, scale), name=NAME, logging_config=quiet)
     stop = threading.Event()

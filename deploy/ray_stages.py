@@ -28,11 +28,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from app import logs
 from app.admission import Ahead
 from app.batching import BatchQueue, CostLine, Observer, Run, Stage, StageDied, Ticket
-from app.service import Service, build_stages, warm
+from app.service import Service, build_stages, manifest_of, warm
 from app.settings import Settings
 from models.album import to_device
 from models.runtime import resolve_device, resolve_dtype, resolve_int8, resolve_runtime, set_cpu_threads
-from models.zoo import Pair, load_detector, load_estimator, load_router, read_manifest
+from models.zoo import Pair, load_detector, load_estimator, load_router
 
 log = logging.getLogger("dynpose.ray")
 
@@ -92,13 +92,7 @@ def load_stage(name: str, settings: Settings, observer: Observer) -> Stage:
     int8 = resolve_int8(device, settings.precision, settings.runtime)
     if device.type == "cpu":
         set_cpu_threads(settings.threads)
-    manifest = read_manifest(
-        settings.pair,
-        small=settings.small,
-        large=settings.large,
-        detector=settings.detector,
-        router=settings.router,
-    )
+    manifest = manifest_of(settings)
     folder, how = str(manifest.folder), (device, dtype, runtime)
     load: dict[str, tuple[str, Callable[[], Any]]] = {
         "detect": ("detector", lambda: load_detector(folder, manifest.detector, *how, int8)),

@@ -48,7 +48,7 @@ def drain():
     draining = True
     print("draining", flush=True)
 
-delay, grace = map(float, sys.argv[1:])
+delay, grace = map(int, sys.argv[1:])
 times = {"drain_delay_s": delay, "grace_s": grace, "patience_s": 30, "keep_alive_s": 5}
 Told(app, host="127.0.0.1", port=0, on_drain=drain, **times).run()
 print("ended", flush=True)
@@ -56,7 +56,7 @@ print("ended", flush=True)
 
 
 class Process:
-    def __init__(self, delay_s: float, grace_s: float) -> None:
+    def __init__(self, delay_s: int, grace_s: int) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(delay_s), str(grace_s)],
             cwd=ROOT,
@@ -104,7 +104,7 @@ Start = Callable[..., Process]
 def start() -> Iterator[Start]:
     started: list[Process] = []
 
-    def run(delay_s: float = 0, grace_s: float = LONG) -> Process:
+    def run(delay_s: int = 0, grace_s: int = LONG) -> Process:
         started.append(Process(delay_s, grace_s))
         return started[-1]
 

@@ -95,6 +95,14 @@ def test_another_detector_is_served_with_a_warning(serve, weights, caplog):
     assert "made with another detector" in record.message
 
 
+def test_a_start_says_who_may_do_what(serve, caplog):
+    caplog.set_level("INFO", "dynpose")
+    serve(admin_token="secret")
+    lines = [record.getMessage() for record in caplog.records]
+    assert "POST /pose is open to whoever can reach it" in lines
+    assert "PATCH /config needs ADMIN_TOKEN" in lines
+
+
 def test_the_pairs_own_parts_give_no_warning(serve, caplog):
     serve()
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []

@@ -73,6 +73,10 @@ def test_a_setting_never_changes() -> None:
         ("STALL_S", "0"),
         ("DEADLINE_MS", "0"),
         ("SHUTDOWN_GRACE_S", "-5"),
+        ("SHUTDOWN_GRACE_S", "1.5"),
+        ("ADMIN_TOKEN", "of a file\n"),
+        ("ADMIN_TOKEN", " "),
+        ("POSE_TOKEN", "sch\u00f6n"),
         ("WEB_CONCURRENCY", "4"),
     ],
 )
