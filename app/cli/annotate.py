@@ -144,8 +144,8 @@ class Run:
             stamp = self._stamps[source.name] = _stamp(source.path)
         except OSError:
             return False
-        entry = self._ledger.find(source.name, stamp)
-        return entry is not None
+        drawn = self._options.out / source.drawn
+        return self._ledger.find(source.name, stamp) is not None and drawn.exists()
 
     async def _each(self, source: Source, work: Callable[[Source], Awaitable[None]]) -> None:
         try:

@@ -24,6 +24,15 @@ Stamp = tuple[int, int]
 """Size in bytes and time of change in nanoseconds, of a file."""
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a folder is the OUT of some run."""
+    try:
+        with (folder / LINES).open("rb") as file:
+            return file.read(len(BEGIN)) == BEGIN
+    except OSError:
+        return False
+
+
 class LedgerError(Exception):
     """The results in OUT cannot be added to; one line says why."""
 

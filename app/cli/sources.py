@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.cli.ledger import DOCUMENT, LINES
+from app.cli.ledger import DOCUMENT, LINES, is_written
 from calibration.thresholds.sources import SUFFIXES
 
+PICTURE_SUFFIXES = SUFFIXES | {".avif", ".heic", ".heif"}
+"""Pictures of a folder. Those of many a phone cannot be read, and fail rather than be passed over in silence."""
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 """Videos of a folder; one that is named itself may have any suffix."""
 JPEG_SUFFIXES = {".jpg", ".jpeg"}
@@ -38,7 +40,7 @@ def sources_of(given: Sequence[Path], out: Path, missed: Callable[[str, str], No
             files = [
                 _source(prefix / file.relative_to(path), file, missed)
                 for file in _files(path, out.resolve(), missed)
-                if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES
+                if file.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
             ]
             if not files:
                 raise SourceError(f"{shown(str(path))} has no pictures or videos")
@@ -59,14 +61,14 @@ def _source(relative: Path, path: Path, missed: Callable[[str, str], None]) -> S
         missed(name, "it is no file, or a link to none")
         return None
     suffix = path.suffix.lower()
-    is_video = suffix not in SUFFIXES
+    is_video = suffix not in PICTURE_SUFFIXES
     kept = suffix == ".mp4" if is_video else suffix in JPEG_SUFFIXES
     drawn = relative if kept else relative.with_name(relative.name + (".mp4" if is_video else ".jpg"))
     return Source(name, path, drawn, is_video)
 
 
 def _files(folder: Path, out: Path, missed: Callable[[str, str], None]) -> Iterator[Path]:
-    """Files below a folder and the folders it links to, each once, but not those below `out`."""
+    """Files below a folder and the folders it links to, each once, but not those below `out` or another run's."""
 
     def unreadable(error: OSError) -> None:
         missed(shown(str(error.filename)), error.strerror or "it cannot be read")
@@ -74,7 +76,8 @@ def _files(folder: Path, out: Path, missed: Callable[[str, str], None]) -> Itera
     seen: set[str] = {str(out)}
     for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # also what ends a circle of links
+        drawings = Path(root) != folder and is_written(Path(root))
+        if drawings or real in seen:  # also what ends a circle of links
             folders.clear()
             continue
         seen.add(real)

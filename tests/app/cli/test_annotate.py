@@ -174,6 +174,25 @@ def test_what_is_done_is_not_done_again(
     assert looked_at["detect"] == 5  # the new one and the changed one
     assert len(results(out, "a.png")) == 2
     assert names(out) == ["a.png", "b.png", "d.png", "trip/c.JPG"]
+    (out / "b.png.jpg").unlink()
+    before = document(out)
+    assert dynpose("annotate", folder, "--out", out).exit_code == 0
+    assert (out / "b.png.jpg").exists()
+    assert looked_at["detect"] == 6
+    assert document(out) == before
+
+
+def test_drawings_of_another_run_are_no_sources(
+    dynpose: Dynpose,
+    calls: Calls,  # noqa: ARG001
+    folder: Path,
+) -> None:
+    assert dynpose("annotate", folder, "--out", folder / "first").exit_code == 0
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "poses.jsonl").write_text("of another program\n")
+    (folder / "theirs" / "d.png").write_bytes(picture_of([0.41]))
+    assert dynpose("annotate", folder, "--out", folder / "second").exit_code == 0
+    assert names(folder / "second") == ["a.png", "b.png", "theirs/d.png", "trip/c.JPG"]
 
 
 @pytest.fixture
@@ -231,14 +250,16 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(
     (folder / "cut.png").write_bytes(picture_of([0.41])[:60])
     (folder / "dead.png").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.png")
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 40)
     result = dynpose("annotate", folder, "--out", out)
     assert result.exit_code == 1
     assert names(out) == ["a.png", "b.png", "trip/c.JPG"]
     failed = {one["file_name"]: one["error"] for one in document(out)["failed"]}
-    assert set(failed) == {"bad.jpg", "cut.png", "dead.png", "pipe.png"}
+    assert set(failed) == {"bad.jpg", "cut.png", "dead.png", "phone.HEIC", "pipe.png"}
+    assert "JPEG" in failed["phone.HEIC"]
     for name, reason in failed.items():
         assert f"failed: {name}: {reason}" in result.stderr
-    assert result.stdout == f"{out}: 6 people in 3 pictures and frames, 4 failed\n"
+    assert result.stdout == f"{out}: 6 people in 3 pictures and frames, 5 failed\n"
     (folder / "bad.jpg").write_bytes(picture_of([0.41], "JPEG"))
     calls["detect"] = lambda: None
     again = dynpose("annotate", folder, "--out", out)
