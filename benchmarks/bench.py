@@ -2,11 +2,11 @@
 
     python -m benchmarks.bench DATA --peers PEERS --initial INITIAL
     python -m benchmarks.bench DATA --report        write benchmarks/RESULTS.md from what was measured, measure nothing
-    python -m benchmarks.bench DATA --soak 20000    so many requests to the service, for growth
+    python -m benchmarks.bench DATA --soak 20000    so many requests to the service, for growth (--report shows it, too)
 
 DATA is a folder with `val.json` (COCO format), without which no accuracy is measured, or with plain pictures. Each
-measurement is a line of OUT/bench.jsonl as soon as it is made. The same command goes on where it was cut off; after one
-that came to its end it starts anew and keeps the old file beside the new one. One load generator posts the same
+measurement is a line of OUT/bench.jsonl as soon as it is made. The same command goes on where it was cut off; another
+one, or the same after its end, starts anew and keeps the old file beside the new one. One load generator posts the same
 pictures in the same order to all.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.loops import shuffled_forever
 from benchmarks.machine import describe
 from benchmarks.pictures import Post, ordered, read_posts
 from benchmarks.records import Record, Records, select, set_aside
-from benchmarks.report import write_report
+from benchmarks.report import soak, write_report
 from benchmarks.verdicts import OTHER_SERVERS
 from models.zoo.errors import PairError
 
@@ -57,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not posts:
             print(f"skipped: needs pictures with people in {options.data}")
             return 0
-        if not options.soak:
-            set_aside(options.out / RECORDS)
-        asyncio.run(Bench(options, posts, RECORDS).run())
+        bench = Bench(options, posts, RECORDS)
+        asyncio.run(bench.run())
+        if options.soak:  # a report of its own would take the place of a whole one
+            print(soak(bench.records.rows))
+            return 0
     print(write_report(options.out, options.results))
     return 0
 
@@ -104,7 +106,6 @@ class Bench:
     def __init__(self, options: argparse.Namespace, posts: Sequence[Post], name: str) -> None:
         self.options = options
         self.posts = posts
-        self.records = Records(options.out / name)
         self.running: dict[str, Running] = {}
         self.setup = Setup(
             options.data,
@@ -120,6 +121,9 @@ class Bench:
             for each in contenders(os.cpu_count() or 1)
             if wanted is None or each.name in wanted
         }
+        if not getattr(options, "soak", None):
+            set_aside(options.out / name, self.command())
+        self.records = Records(options.out / name)
 
     async def run(self) -> None:
         end_with_sigterm()
@@ -144,18 +148,19 @@ class Bench:
             await self.open_loops()
         self.records.add({"experiment": "end"})
 
-    def about(self) -> Record:
-        """The run. Folders are called as in the command's description, wherever they lie."""
+    def command(self) -> str:
+        """The command line. Folders are called as in the command's description, wherever they lie."""
         folders = {
             str(self.setup.data): "DATA",
             str(self.setup.peers): "PEERS",
             str(self.setup.initial): "INITIAL",
         }
+        return " ".join([Path(sys.argv[0]).stem, *(folders.get(word, word) for word in sys.argv[1:])])
+
+    def about(self) -> Record:
         return {
             "experiment": "run",
-            "command": " ".join(
-                [Path(sys.argv[0]).stem, *(folders.get(word, word) for word in sys.argv[1:])]
-            ),
+            "command": self.command(),
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "pictures": len(self.posts),
             "cores": os.cpu_count(),

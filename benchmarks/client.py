@@ -49,15 +49,18 @@ class Answer:
 
 
 class Client:
-    """Connections to one server, which stay open; as many as there are requests under way."""
+    """Connections to one server, which stay open; as many as there are requests under way. pose_token, admin_token:
+    what `POST /pose` and `PATCH /config` need there."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, *, pose_token: str | None = None, admin_token: str | None = None) -> None:
         parts = urlsplit(url)
         self._host, self._tls = parts.hostname or "127.0.0.1", parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._headers = "".join(
-            f"{name}: {value}\r\n" for name, value in ({"Host": parts.netloc} | dict(headers or {})).items()
-        )
+        self._host_line = f"Host: {parts.netloc}\r\n"
+        tokens = {"POST": pose_token, "PATCH": admin_token}
+        self._token_line = {
+            method: f"Authorization: Bearer {token}\r\n" for method, token in tokens.items() if token
+        }
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def request(
@@ -65,7 +68,8 @@ class Client:
     ) -> tuple[int, bytes]:
         """Status and body. Raises OSError, or asyncio.IncompleteReadError, where no whole answer came."""
         kind = f"Content-Type: {media_type}\r\n" if media_type else ""
-        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{kind}Content-Length: {len(body)}\r\n\r\n"
+        headers = f"{self._host_line}{self._token_line.get(method, '')}{kind}Content-Length: {len(body)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{headers}\r\n"
         while True:
             used = bool(self._idle)
             reader, writer = self._idle.pop() if used else await self._connect()

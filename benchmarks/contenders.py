@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.settings import Settings
 from benchmarks.client import Client
 from benchmarks.pictures import MEDIA_TYPE, Post
 from benchmarks.processes import Started, Usage, free_port
 from benchmarks.servers import library_files
 
+ROOT = Path(__file__).parents[1]
 READY_S = 300
 
 
@@ -161,8 +163,17 @@ class Server(Running):
         port = free_port()
         log = setup.out / f"{contender.name}.log"
         if contender.kind == "service":
-            environment = {"HOST": "127.0.0.1", "PORT": str(port), "PAIR": setup.pair}
-            process = Started([sys.executable, "-m", "app"], log, environment)
+            # Defaults but for these, in a folder without `.env`: other contenders have no settings, and a STATE_FILE
+            # would be written to.
+            environment = {name.upper(): "" for name in Settings.model_fields}
+            pair = str(Path(setup.pair).resolve()) if Path(setup.pair).is_dir() else setup.pair
+            environment |= {
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+                "PAIR": pair,
+                "PYTHONPATH": str(ROOT),
+            }
+            process = Started([sys.executable, "-m", "app"], log, environment, folder=setup.out)
         else:
             module = f"benchmarks.servers.{MODULES[contender.name]}"
             command = [sys.executable, "-m", module, "--port", str(port), "--pair", setup.pair]

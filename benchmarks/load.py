@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 
-from benchmarks.client import CPU_SECONDS, RESIDENT_BYTES, Answer, Client, stage_seconds
+from benchmarks.client import CPU_SECONDS, RESIDENT_BYTES, Answer, Client, RequestFailed, stage_seconds
 from benchmarks.loops import Observed, Over, Run, closed_loop, observe, quantile, shuffled_forever
 from benchmarks.pictures import Post, read_posts
 
@@ -27,6 +27,8 @@ Metrics = dict[str, float]
 PATCHED = tuple(tenths / 10 for tenths in range(11))
 SHARE_TOLERANCE = 0.02
 SHARE_BAR = 0.03
+PATIENCE = 200
+"""Answers without anybody after which there is no share to be had."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not pictures:
         print(f"skipped: needs pictures with people in {options.data}")
         return 0
-    return asyncio.run(measure(options, pictures))
+    try:
+        return asyncio.run(measure(options, pictures))
+    except (OSError, asyncio.IncompleteReadError, RequestFailed) as error:
+        print(f"{options.url}: {error}", file=sys.stderr)
+        return 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,8 +63,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def measure(options: argparse.Namespace, pictures: list[Post]) -> int:
-    token = os.environ.get("ADMIN_TOKEN")
-    client = Client(options.url, {"Authorization": f"Bearer {token}"} if token else None)
+    client = Client(
+        options.url, pose_token=os.environ.get("POSE_TOKEN"), admin_token=os.environ.get("ADMIN_TOKEN")
+    )
     before = await client.get_p()
     try:
         if options.patch_every:
@@ -100,7 +107,8 @@ async def measure_turning(client: Client, pictures: list[Post], options: argpars
 
 async def measure_share(client: Client, pictures: list[Post], options: argparse.Namespace) -> int:
     def routed(answers: list[Answer]) -> bool:
-        return sum(answer.people for answer in answers) >= int(options.share)
+        people = sum(answer.people for answer in answers)
+        return people >= int(options.share) or (not people and len(answers) >= PATIENCE)
 
     missed = 0
     for p in options.p:
@@ -108,7 +116,7 @@ async def measure_share(client: Client, pictures: list[Post], options: argparse.
         order = shuffled_forever(pictures, options.seed)
         run = Run(await closed_loop(client.pose, order, options.clients, routed), seconds=math.nan)
         people = sum(answer.people for answer in run.good)
-        share = sum(answer.routes["hard"] for answer in run.good) / people
+        share = sum(answer.routes["hard"] for answer in run.good) / people if people else math.nan
         within = abs(share - p) <= SHARE_BAR and not run.failures
         missed += not within
         print(

@@ -11,7 +11,6 @@ packages onnx, onnxruntime and pycocotools.
 
 import argparse
 import copy
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from calibration.accuracy import Pose, accuracy, interval, match, without_doubles
+from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.detection import (
     Boxes,
@@ -42,7 +42,6 @@ from models.runtime import resolve_dtype, set_cpu_threads
 from models.zoo import (
     DetectorEntry,
     EstimatorEntry,
-    PairError,
     load_detector,
     load_estimator,
     load_pair,
@@ -227,7 +226,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except PairError as error:
-        sys.exit(str(error))
+    run_command(main)

@@ -24,7 +24,8 @@ class Usage:
 
 
 class Started:
-    """A process with all its children, whose output goes to the file `log`. Who they are is found out by `look`."""
+    """A process with all its children, whose output goes to the file `log`. Who they are is found out by `look`.
+    folder: that it works in, this process's by default."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Started:
         log: Path,
         environment: Mapping[str, str] | None = None,
         *,
+        folder: Path | None = None,
         pipes: bool = False,
     ) -> None:
         self.log = log
@@ -39,6 +41,7 @@ class Started:
             self.process = subprocess.Popen(
                 command,
                 env={**os.environ, **(environment or {})},
+                cwd=folder,
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else output,
                 stderr=output,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ class Records:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Record] = []
-        if path.exists():
-            self.rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        *lines, cut_off = path.read_text().split("\n") if path.exists() else [""]
+        for line in lines:
+            with suppress(ValueError):  # one that was cut off, and more written after it
+                self.rows.append(json.loads(line))
+        self._begin = "\n" if cut_off else ""
 
     def has(self, **key: Any) -> bool:
         return any(all(row.get(name) == key.get(name) for name in KEY) for row in self.rows)
@@ -24,16 +28,25 @@ class Records:
     def add(self, row: Record) -> None:
         self.rows.append(row)
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(self._begin + json.dumps(row) + "\n")
+        self._begin = ""
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.rows)
 
 
-def set_aside(path: Path) -> None:
-    """Rename records that came to their end, so that others can be made."""
-    if select(Records(path), experiment="end"):
+def set_aside(path: Path, command: str) -> None:
+    """Rename records that came to their end, or are another command's, so that others can be made."""
+    records = Records(path)
+    if select(records, experiment="end") or any(
+        row["command"] != command and not is_soak(row) for row in select(records, experiment="run")
+    ):
         path.rename(path.with_name(f"{path.stem}-{int(path.stat().st_mtime)}{path.suffix}"))
+
+
+def is_soak(run: Record) -> bool:
+    """Whether a `run` record is of the soak alone, which stands beside any other run."""
+    return "--soak" in run["command"]
 
 
 def select(rows: Iterable[Record], **wanted: Any) -> list[Record]:

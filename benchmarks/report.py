@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.records import Record, Records, best_speed, by_arrivals, select
+from benchmarks.records import Record, Records, best_speed, by_arrivals, is_soak, select
 from benchmarks.verdicts import Verdict, ratio, verdicts
 
 NOTES = """## How to read this
@@ -53,7 +53,7 @@ def heading(rows: Sequence[Record], scaling: Sequence[Record]) -> str:
     commands = "\n".join(f"{run['date']}  python -m benchmarks.{run['command']}" for run in runs)
     again = (
         "\n\nThe records come from several runs of the command, which goes on where it was cut off."
-        if sum("--soak" not in run["command"] for run in select(rows, experiment="run")) > 1
+        if sum(not is_soak(run) for run in select(rows, experiment="run")) > 1
         else ""
     )
     return f"""# Results

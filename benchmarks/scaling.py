@@ -22,7 +22,7 @@ from benchmarks.bench import Bench, add_arguments, end_with_sigterm
 from benchmarks.contenders import Server
 from benchmarks.loops import shuffled_forever
 from benchmarks.pictures import Post, ordered, read_posts
-from benchmarks.records import Record, set_aside
+from benchmarks.records import Record
 from benchmarks.report import write_report
 from calibration.data import Pictures, decode, has_split, read_split
 from models.detector import FILL
@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not posts:
         print(f"skipped: needs pictures with people in {options.data}")
         return 0
-    set_aside(options.out / RECORDS)
     asyncio.run(measure(Bench(options, posts, RECORDS), options))
     print(write_report(options.out, options.results))
     return 0

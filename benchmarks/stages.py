@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import random
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,8 @@ from torch import Tensor
 from app.decode import decode
 from app.policy import Route, SplitPolicy
 from benchmarks.pictures import Post, read_posts
+from calibration.commands import run_command
+from calibration.data import DataError
 from calibration.thresholds import read_calibration
 from models.album import to_device
 from models.defaults import MIN_SCORE, POLICY, THETA
@@ -250,6 +251,8 @@ def given(pair: Pair, posts: Sequence[Post], sizes: Mapping[str, int], rounds: i
     """What routing costs on the detector's boxes, each net in batches of its own size. Exactly half go to the large net
     here: what the thresholds make of p is another matter."""
     _, people = _people(pair, posts)
+    if not people:
+        raise DataError(f"the detector found nobody in {len(posts)} pictures")
 
     def score() -> bool:
         return _score(pair, people, sizes["score"])
@@ -315,4 +318,4 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

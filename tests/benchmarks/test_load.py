@@ -44,7 +44,7 @@ def test_a_refused_request_is_a_failure_and_counts_no_people() -> None:
 
 def test_the_command_s_load_is_watched_through_the_service_s_metrics() -> None:
     async def scenario() -> None:
-        options = parse(["somewhere", "--seconds", "0.05", "--warm-up", "0.01", "--clients", "2"])
+        options = parse(["somewhere", "--seconds", "0.25", "--warm-up", "0.01", "--clients", "2"])
         async with FakeService(delay=0.002).client() as client:
             seen = await watched(client, PICTURES, options)
         assert seen.run.good

@@ -70,7 +70,7 @@ def test_only_what_is_answered_within_the_window_counts() -> None:
             async def load(over: Over) -> list[Answer]:
                 return await closed_loop(client.pose, shuffled_forever(PICTURES, 0), 1, over)
 
-            seen = await observe(load, watch, warm_up=0.03, seconds=0.05)
+            seen = await observe(load, watch, warm_up=0.03, seconds=0.25)
         assert (seen.before, seen.after) == ("before", "after")
         assert seen.run.good
         first, last = seen.run.answers[0], seen.run.answers[-1]

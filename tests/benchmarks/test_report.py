@@ -115,15 +115,26 @@ def test_records_are_read_back_without_a_line_that_was_cut_off(tmp_path: Path) -
     assert again.has(experiment="grid", contender="service", p=0.5, clients=8)
     assert not again.has(experiment="grid", contender="service", p=0.5, clients=1)
     assert not again.has(experiment="grid", contender="service")
+    again.add({"experiment": "end"})
+    assert [row["experiment"] for row in Records(path)] == ["grid", "end"]
 
 
-def test_records_are_set_aside_once_they_came_to_their_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "command", "kept"),
+    [
+        (cell("grid", "service", 60.0), "bench DATA", True),
+        ({"experiment": "run", "command": "bench DATA --soak 9"}, "bench DATA", True),
+        (cell("grid", "service", 60.0), "bench DATA --seconds 2", False),
+        ({"experiment": "end"}, "bench DATA", False),
+    ],
+)
+def test_records_at_their_end_or_of_another_command_are_set_aside(
+    tmp_path: Path, row: Record, command: str, kept: bool
+) -> None:
     path = tmp_path / "records.jsonl"
-    set_aside(path)
-    Records(path).add(cell("grid", "service", 60.0))
-    set_aside(path)
-    assert path.exists()
-    Records(path).add({"experiment": "end"})
-    set_aside(path)
+    set_aside(path, command)
+    Records(path).add({"experiment": "run", "command": "bench DATA"})
+    Records(path).add(row)
+    set_aside(path, command)
     assert [len(Records(each).rows) for each in tmp_path.iterdir()] == [2]
-    assert not path.exists()
+    assert path.exists() == kept
