@@ -34,6 +34,10 @@ CROWDPOSE_AREA = 0.53
 """A person's area as a share of its box, where the annotations have none (CrowdPose's evaluation)."""
 
 
+class DataError(ValueError):
+    """Pictures or annotations cannot be used; the message is one line that says why."""
+
+
 @dataclass(frozen=True)
 class LabelledPerson:
     """One annotated person. `keypoints` is (K, 3): x, y, v with v = 0 where nothing is annotated; K is 17 for COCO and
@@ -108,10 +112,16 @@ def annotations_sha256(folder: Path, split: str) -> str:
 def read_split(folder: Path, split: str) -> list[LabelledImage]:
     """The images of a split with their people, in the order of the file.
 
-    Raises FileNotFoundError where the folder has no such split.
+    Raises FileNotFoundError where the folder has no such split, and DataError where it is in another format.
     """
     file, prefix = _place(folder, split)
-    content = json.loads(file.read_text())
+    try:
+        return _images(json.loads(file.read_bytes()), prefix)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is not in COCO's keypoint format: {error!r}") from error
+
+
+def _images(content: dict, prefix: str) -> list[LabelledImage]:  # type: ignore[type-arg]
     people: dict[int, list[LabelledPerson]] = {}
     for annotation in content.get("annotations", ()):
         people.setdefault(annotation["image_id"], []).append(_person(annotation))
@@ -174,8 +184,11 @@ class Pictures:
         return self._shards[image.shard].read(image.file_name)
 
     def __call__(self, image: LabelledImage) -> Tensor:
-        """(H, W, 3) uint8 RGB."""
-        return decode(self.read(image))
+        """(H, W, 3) uint8 RGB. Raises DataError."""
+        try:
+            return decode(self.read(image))
+        except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+            raise DataError(f"{self.folder}: {image.file_name} cannot be read: {error!r}") from error
 
 
 def decode(encoded: bytes) -> Tensor:

@@ -8,7 +8,6 @@ sets that label one person a picture). Intervals: bootstrap over pictures. Needs
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from calibration.accuracy import BOOTSTRAPS, Matches, accuracy, coco_matches, interval
 from calibration.boxes import Array, FoundPerson, assign
+from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.inputs import missing_split
 from models.defaults import MIN_SCORE
@@ -218,4 +218,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

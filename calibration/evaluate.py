@@ -32,6 +32,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.estimates import Estimates, Mask, Scorer, estimate, oks_gain
 from calibration.gain import Gain, recovered_gains
@@ -288,4 +289,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -45,12 +45,8 @@ from models.zoo.sidecar import sidecar_path
 
 
 def with_people(data: Path, split: str) -> list[LabelledImage]:
-    """The pictures of a split that have somebody with keypoints. Raises FileNotFoundError, SamplesError."""
-    try:
-        images = read_split(data, split)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SamplesError(f"{data}: the annotations of split {split!r} are not in COCO's format") from error
-    return [image for image in images if any(person.has_pose for person in image.people)]
+    """The pictures of a split that have somebody with keypoints. Raises FileNotFoundError, DataError."""
+    return [image for image in read_split(data, split) if any(person.has_pose for person in image.people)]
 
 
 def check_joints(manifest: Manifest) -> None:

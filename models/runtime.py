@@ -32,12 +32,16 @@ Runtime = Literal["auto", "eager", "openvino", "cudagraphs"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class DeviceError(ValueError):
+    """What was asked for does not run on this machine; the message is one line."""
+
+
 def resolve_device(device: Device) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ValueError when CUDA is asked for and absent."""
+    """`auto` is CUDA where there is one. Raises DeviceError when CUDA is asked for and absent."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("DEVICE=cuda, but this machine has no usable CUDA device")
+        raise DeviceError("DEVICE=cuda, but this machine has no usable CUDA device")
     return torch.device(device)
 
 
@@ -52,19 +56,19 @@ def resolve_dtype(device: torch.device, precision: Precision) -> torch.dtype:
 
 
 def resolve_runtime(device: torch.device, runtime: Runtime) -> Literal["eager", "openvino", "cudagraphs"]:
-    """`auto` is CUDA graphs on CUDA, and OpenVINO on a CPU where the package is there. Raises ValueError for what
+    """`auto` is CUDA graphs on CUDA, and OpenVINO on a CPU where the package is there. Raises DeviceError for what
     cannot run there."""
     if runtime == "auto":
         if device.type == "cuda":
             return "cudagraphs"
         return "openvino" if importlib.util.find_spec("openvino") is not None else "eager"
     if runtime == "cudagraphs" and device.type != "cuda":
-        raise ValueError(f"RUNTIME=cudagraphs, but DEVICE is {device.type}")
+        raise DeviceError(f"RUNTIME=cudagraphs, but DEVICE is {device.type}")
     if runtime == "openvino":
         if device.type != "cpu":
-            raise ValueError(f"RUNTIME=openvino, but it runs on the CPU only and DEVICE is {device.type}")
+            raise DeviceError(f"RUNTIME=openvino, but it runs on the CPU only and DEVICE is {device.type}")
         if importlib.util.find_spec("openvino") is None:
-            raise ValueError("RUNTIME=openvino, but the package is not there: pip install openvino")
+            raise DeviceError("RUNTIME=openvino, but the package is not there: pip install openvino")
     return runtime
 
 
@@ -130,7 +134,7 @@ def compile_network(
     neither there nor writable. quantized: the .xml of the same network in int8, which takes its place. threads: for
     each call, 0 for as many as PyTorch takes. kept_shapes: of inputs of any size, that it stays ready for, 0 for all.
     All of these are for OpenVINO alone. A network that the runtime cannot take, or of which it makes something else,
-    runs eagerly, and the log says so. Raises ValueError as `resolve_runtime`.
+    runs eagerly, and the log says so. Raises DeviceError as `resolve_runtime`.
     """
 
     @functools.cache

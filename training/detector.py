@@ -12,6 +12,7 @@ are a sliver, and training it too, tried with YOLOv8n, made the boxes less exact
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import random
@@ -24,16 +25,27 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calibration.accuracy import accuracy
-from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
+from calibration.commands import run_command
+from calibration.data import (
+    DataError,
+    LabelledImage,
+    Pictures,
+    annotations_sha256,
+    has_split,
+    is_held_back,
+    read_split,
+)
 from calibration.detection import find, match_boxes
 from models.defaults import DETECTOR_SIZE
-from models.detector import FILL, BoxDecoder, YoloDetector, build_network, person_rows
+from models.detector import FILL, BoxDecoder, YoloDetector, build_network, person_rows, read_ultralytics
 from models.runtime import compile_network, resolve_device
 from models.zoo import save_weights
+from training.checkpoints import load_checkpoint, save_checkpoint
 from training.plots import plot_curve, read_log
 
 from ultralytics.utils.loss import v8DetectionLoss  # isort: skip  # after models.detector has set its environment
@@ -45,9 +57,13 @@ GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # ultralytics' defaults
 def initial_network(path: Path) -> Any:
     """The one-class network with the weights of an 80-class COCO detector and its person row.
 
-    `path`: safetensors with ultralytics' keys; an int8 tensor has its scale per output channel under KEY.scale.
+    `path`: ultralytics' own .pt, or safetensors with its keys; there an int8 tensor has its scale per output channel
+    under KEY.scale. Raises DataError.
     """
-    stored = load_file(path)
+    try:
+        stored = read_ultralytics(path) if path.suffix == ".pt" else load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{path}: {error}") from error
     weights = {}
     for key, value in stored.items():
         if key.endswith(".scale"):
@@ -154,6 +170,10 @@ def train(arguments: argparse.Namespace) -> None:
     complete = [image for image in read_split(arguments.data, "train") if image.complete]
     training = [image for image in complete if not is_held_back(image.id)]
     held_back = [image for image in complete if is_held_back(image.id)]
+    if len(training) < arguments.batch:
+        raise DataError(
+            f"a batch takes {arguments.batch} pictures, and {len(training)} are there to learn from"
+        )
 
     network = initial_network(arguments.initial).to(device)
     network.args = GAINS
@@ -163,8 +183,9 @@ def train(arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(learning, lr=arguments.rate, weight_decay=1e-4)
     step = 0
     checkpoint = arguments.out.with_suffix(".checkpoint")
+    run = run_of(arguments)
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        state = load_checkpoint(checkpoint, run, device)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -207,21 +228,26 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 50 == 0 or step == steps:
             report(arguments.out, step, sum(losses) / len(losses), {"of": steps})
             losses.clear()
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                },
-                checkpoint,
-            )
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
+            save_checkpoint(checkpoint, run, state)
     report(arguments.out, step, 0.0, average_precision(average, held_back, pictures))
     save_weights(average, arguments.out)
     plot_curve(
         read_log(arguments.out.with_suffix(".log")), "step", ["loss", "ap"], arguments.out.with_suffix(".png")
     )
     checkpoint.unlink(missing_ok=True)
+
+
+def run_of(arguments: argparse.Namespace) -> str:
+    """What decides over the result: labels, initial weights and settings."""
+    labels = annotations_sha256(arguments.data, "train")
+    weights = hashlib.sha256(arguments.initial.read_bytes()).hexdigest()
+    return json.dumps([labels, weights, arguments.epochs, arguments.batch, arguments.rate, arguments.seed])
 
 
 def report(out: Path, step: int, loss: float, values: dict[str, float]) -> None:
@@ -234,7 +260,9 @@ def report(out: Path, step: int, loss: float, values: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fine-tune the person detector.")
     parser.add_argument("data", type=Path, help="folder with train.json and its pictures")
-    parser.add_argument("--initial", type=Path, required=True, help="yolov8s.safetensors, trained on COCO")
+    parser.add_argument(
+        "--initial", type=Path, required=True, help="yolov8s, trained on COCO: .safetensors or .pt"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/detector-teacher.safetensors"))
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=8)
@@ -250,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from models.defaults import DETECTOR_SIZE
 from models.detector import LIGHT, LIGHT_WIDTH, build_network
@@ -194,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

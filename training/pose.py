@@ -15,8 +15,6 @@ import copy
 import hashlib
 import json
 import math
-import os
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,11 +24,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from calibration.commands import run_command
 from calibration.data import annotations_sha256, has_split
 from models.codec import encode
 from models.geometry import normalize
 from models.tinypose import TinyPose, TwoScaleTinyPose
 from models.zoo import save_weights
+from training.checkpoints import load_checkpoint, save_checkpoint
 from training.initial import load_onnx
 from training.people import Sample, augmented, load_people
 from training.plots import plot_curve, read_log
@@ -86,10 +86,6 @@ def keep_strided_depthwise_in_full_precision(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and module.stride != (1, 1):
             module.__class__ = FullPrecisionConv
-
-
-class OtherRun(Exception):
-    """A checkpoint is not of this run; the message is one line that says what to do."""
 
 
 class Trainer:
@@ -150,7 +146,6 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         state = {
-            "run": self.run,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -160,15 +155,11 @@ class Trainer:
             "elapsed": self.elapsed,
             "loss": self.loss,
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        save_checkpoint(path, self.run, state)
 
     def load(self, path: Path) -> None:
         """Raises OtherRun."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state.get("run") != self.run:
-            raise OtherRun(f"{path} is of other data, weights or settings: remove it or choose another --out")
+        state = load_checkpoint(path, self.run, self.device)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -198,7 +189,6 @@ def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out:
     while True:
         done = trainer.progress >= 1
         if done or trainer.step % every == 0:
-            trainer.export(weights)
             trainer.save(checkpoint)
             row = {
                 "minutes": round(trainer.elapsed / 60, 1),
@@ -210,6 +200,7 @@ def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
         if done:
+            trainer.export(weights)
             rows = read_log(log)
             plot_curve(
                 rows,
@@ -222,7 +213,7 @@ def train(trainer: Trainer, samples: list[Sample], held_back: list[Sample], out:
 
 
 def read_result(path: Path) -> TinyPose:
-    """The network that another role has left. Raises FileNotFoundError before that role has run."""
+    """The network that another role has left. Raises FileNotFoundError before that role has come to its end."""
     network = TinyPose()
     network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     return network
@@ -282,13 +273,10 @@ def main() -> None:
             initial = options.initial / recipe.initial
             network = load_onnx(initial)
         trainer = Trainer(recipe, network, device, options.seed, run_of(options, recipe, initial))
-        try:
-            train(trainer, samples, held_back, options.out / role, options.every)
-        except OtherRun as error:
-            sys.exit(str(error))
+        train(trainer, samples, held_back, options.out / role, options.every)
     if all((options.out / f"{role}.safetensors").exists() for role in ("coarse", "fine")):
         save_weights(join(options.out), options.out / "large.safetensors")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,7 +12,6 @@ makes boxes of their output: in 8 bits a coordinate has 256 values, 2 pixels apa
 
 import argparse
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.accuracy import accuracy
+from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
 from calibration.detection import complete, find, match_boxes
 from calibration.inputs import missing_split
@@ -113,4 +113,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

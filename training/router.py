@@ -28,8 +28,10 @@ from torch import nn
 from torch.nn import functional
 
 from calibration.boxes import FoundPerson, detected_boxes, labelled_boxes
+from calibration.commands import run_command
 from calibration.curve import rank_correlation
 from calibration.data import (
+    DataError,
     LabelledImage,
     Pictures,
     annotations_sha256,
@@ -237,6 +239,11 @@ def ask(options: argparse.Namespace) -> tuple[Samples, PoseRouter]:
     manifest = read_manifest(options.pair)
     device = resolve_device(options.device)
     dtype = resolve_dtype(device, "auto")
+    if manifest.small.architecture != "tinypose":
+        raise DataError(
+            f"the small net is {manifest.small.name}, and this router has a TinyPose in it: calibration.train_router "
+            "trains one for any pair"
+        )
     router = PoseRouter()
     weights = {key: value.float() for key, value in read_weights(options.pair, manifest.small).items()}
     router.pose.network.load_state_dict(weights, strict=True)
@@ -266,4 +273,4 @@ def ask(options: argparse.Namespace) -> tuple[Samples, PoseRouter]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -148,7 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
         )
     if not scores:
-        say(f"the detector found nobody in {images} pictures at --min-score {options.min_score:g}")
+        nobody = f"the detector found nobody in {images} pictures at --min-score {options.min_score:g}"
+        say(nobody if images else "no picture could be read")
         return 1
     found = report(np.array(scores), options.theta, options.p, options.samples)
     calibration = Calibration(

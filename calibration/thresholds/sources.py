@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from calibration.data import Pictures, decode, has_split, is_held_back, read_split
+from calibration.data import DataError, Pictures, decode, has_split, is_held_back, read_split
 from models.pictures import rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -65,8 +65,8 @@ def pictures_of(
 def _labelled(folder: Path, split: str, remark: Callable[[str], None]) -> list[Picture]:
     try:
         images = read_split(folder, split)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{folder}: the annotations of split {split!r} are not in COCO's format") from error
+    except DataError as error:
+        raise SourceError(str(error)) from error
     chosen = images
     if split.startswith(TRAIN):
         chosen = [image for image in images if is_held_back(image.id)]

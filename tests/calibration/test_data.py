@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.data import Pictures, has_split, is_held_back, read_split, splits
+from calibration.commands import run_command
+from calibration.data import DataError, Pictures, has_split, is_held_back, read_split, splits
 
 
 def encoded(color: tuple[int, int, int]) -> bytes:
@@ -148,3 +149,33 @@ def test_crowdpose_people_have_14_keypoints_the_area_of_its_evaluation_and_count
 def test_a_missing_split_names_the_files_that_were_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"val\.json.*person_keypoints_val\.json"):
         read_split(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"{}", b'{"images": [], "annotations": [{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1]}]}'],
+)
+def test_annotations_of_another_format_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "val.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"val\.json is not in COCO's keypoint format"):
+        read_split(tmp_path, "val")
+
+
+def test_a_picture_that_is_missing_or_damaged_is_named(folder: Path) -> None:
+    _, beside = read_split(folder, "some")
+    (folder / "beside.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"beside\.png cannot be read"):
+        Pictures(folder)(beside)
+    (folder / "beside.png").unlink()
+    with pytest.raises(DataError, match=r"beside\.png cannot be read"):
+        Pictures(folder)(beside)
+
+
+def test_what_a_command_cannot_use_ends_it_in_one_line(folder: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^/nowhere has none of"):
+        run_command(lambda: len(read_split(Path("/nowhere"), "val")))
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: 3)
+    assert ended.value.code == 3
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is one to be seen
+        run_command(lambda: 1 // len(splits(folder / "empty")))

@@ -130,7 +130,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path):
         ("empty", None, "has no pictures"),
         ("empty", "val", "has no split 'val'"),
         ("text.txt", None, "neither a picture nor a video"),
-        ("bad", None, "not in COCO's format"),
+        ("bad", None, "not in COCO's keypoint format"),
     ):
         with pytest.raises(SourceError, match=reason):
             pictures_of([tmp_path / source], split, None, 200, silent)

@@ -175,7 +175,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "nobody.json").write_text(json.dumps({"images": [], "annotations": []}))
     for split, reason in (
         ("train", "has none of train.json"),
-        ("broken", "not in COCO's format"),
+        ("broken", "not in COCO's keypoint format"),
         ("nobody", "no person has keypoints"),
     ):
         assert main([str(tmp_path), "--split", split, "--out", out]) == 2

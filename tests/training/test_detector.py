@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from calibration.data import LabelledImage, LabelledPerson, Pictures
+from calibration.data import DataError, LabelledImage, LabelledPerson, Pictures
 from models.defaults import DETECTOR_SIZE
 from models.detector import FILL, YoloDetector, build_network, load_yolo
 from models.runtime import compile_network
+from training import detector
+from training.checkpoints import save_checkpoint
 from training.detector import ARCHITECTURE, augment, average_precision, hide_crowds, initial_network
 
 from ultralytics.nn.tasks import DetectionModel  # isort: skip  # after models.detector has set its environment
@@ -134,3 +136,26 @@ def test_the_command_trains_only_the_class_branch_and_measures_before_and_after(
     assert all(key.startswith("model.22.cv3") for key in learned)
     lines = [json.loads(line) for line in out.with_suffix(".log").read_text().splitlines()]
     assert [line["step"] for line in lines if "ap" in line] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--batch", "5"], "a batch takes 5 pictures, and 4 are there to learn from"),
+        (["--batch", "2", "--rate", "0.5"], "is of other data, weights or settings"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_it_begins(
+    coco_detector: tuple[DetectionModel, Path],
+    labelled_noise: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    reason: str,
+):
+    _, path = coco_detector
+    out = labelled_noise / "detector.safetensors"
+    save_checkpoint(out.with_suffix(".checkpoint"), "a run of something else", {})
+    command = ["detector", str(labelled_noise), "--initial", str(path), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", [*command, *options])
+    with pytest.raises(DataError, match=reason):
+        detector.main()

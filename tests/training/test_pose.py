@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from models.tinypose import TinyPose
 from models.zoo import save_weights
 from training import pose
+from training.checkpoints import OtherRun
 from training.people import Sample
-from training.pose import RECIPES, OtherRun, Trainer, epoch, join, pose_loss, train
+from training.pose import RECIPES, Trainer, epoch, join, pose_loss, train
 
 CPU = torch.device("cpu")
 TINY = replace(RECIPES["small"], size=(64, 64), batch=2, views=8)
@@ -97,6 +98,17 @@ def test_a_run_leaves_half_precision_weights_that_load_strictly_and_a_curve(tmp_
     assert curve[-1]["views"] == trainer.step * TINY.batch > 0
     assert {"loss", "ground_truth_oks", "ground_truth_ar", "more_oks"} <= curve[-1].keys()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_run_that_is_cut_off_leaves_no_weights_to_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer()
+    monkeypatch.setattr(trainer, "train_step", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(trainer, people(), people(2), tmp_path / "small", every=10)
+    assert (tmp_path / "small.checkpoint").exists()
+    assert not (tmp_path / "small.safetensors").exists()
 
 
 def test_the_large_net_is_the_two_results_in_one(tmp_path: Path) -> None:
