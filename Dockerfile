@@ -2,7 +2,7 @@
 #       docker run --stop-timeout 45 -p 8000:8000 dynpose        (SHUTDOWN_GRACE_S is 35, docker's own patience 10)
 # CUDA: docker build -t dynpose .        (PyPI's torch brings the CUDA libraries; the host needs the driver and
 #       docker run --gpus all --stop-timeout 45 -p 8000:8000 dynpose        the NVIDIA container toolkit)
-# Either: --build-arg EXTRAS="onnx onnxruntime" for nets in ONNX files.
+# Either: --build-arg EXTRAS="onnx onnxruntime" for nets in ONNX files, "fastapi[opentelemetry]" for traces.
 FROM python:3.11-slim-bookworm
 
 # opencv-python, which ultralytics needs, loads these two system libraries; slim images lack them.
