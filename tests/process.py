@@ -67,6 +67,8 @@ class Process:
             if isinstance(error.reason, ConnectionRefusedError | ConnectionResetError):
                 return 0, "refused"
             raise
+        except ConnectionResetError:
+            return 0, "refused"
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=START_S)

@@ -39,8 +39,9 @@ def picture_of(difficulties: list[float], format: str = "PNG", **options: Any) -
 
 class FakePair:
     """What `models.zoo.load_pair` would return. A function put into `faults` under a stage's name runs first; the
-    keypoints of a person whose box begins at `nan_at` are not finite. peaks: scores of the keypoints. small_in_router:
-    the router has the small net's keypoints."""
+    keypoints of a person whose box begins at `nan_at` are not finite, nor the difficulty at `difficulty_nan_at`, and
+    peaks are halved at `faint_at`. peaks: scores of the keypoints. small_in_router: the router has the small net's
+    keypoints."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
@@ -48,7 +49,7 @@ class FakePair:
         self.more_detectors = ()
         self.wide_detector = None
         self.faults: dict[str, Callable[[list[Tensor]], None]] = {}
-        self.nan_at = -1.0
+        self.nan_at = self.difficulty_nan_at = self.faint_at = -1.0
         self.peaks = [0.8] * 17
         self.small_in_router = False
         self.router = SimpleNamespace(with_keypoints=self._score)
@@ -77,7 +78,9 @@ class FakePair:
         centers = (boxes[:, :2] + boxes[:, 2:] / 2).long()
         dots = [picture[y, x, 0].item() for picture, (x, y) in zip(pictures, centers.tolist(), strict=True)]
         known = self._keypoints(boxes, 1.0) if self.small_in_router else None
-        return 0.4 + 0.2 * torch.tensor(dots) / 250, known
+        difficulty = 0.4 + 0.2 * torch.tensor(dots) / 250
+        difficulty[boxes[:, 0] == self.difficulty_nan_at] = float("nan")
+        return difficulty, known
 
     def _estimator(self, name: str, offset: float) -> Callable[..., Tensor]:
         def run(pictures: list[Tensor], boxes: Tensor, *, flip_test: bool = False) -> Tensor:
@@ -89,6 +92,7 @@ class FakePair:
     def _keypoints(self, boxes: Tensor, offset: float) -> Tensor:
         keypoints = torch.tensor(self.peaks).view(1, 17, 1).repeat(len(boxes), 1, 3)
         keypoints[:, :, :2] = boxes[:, None, :2] + offset
+        keypoints[boxes[:, 0] == self.faint_at, :, 2] /= 2
         keypoints[boxes[:, 0] == self.nan_at] = float("nan")
         return keypoints
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,13 +69,14 @@ def test_sigterm_under_load_answers_all_that_was_admitted_and_refuses_the_rest(s
 
 
 def test_a_delay_keeps_the_port_open_and_says_draining(start: Start):
-    server = start(DRAIN_DELAY_S="2")
+    server = start(DRAIN_DELAY_S="60")
     server.wait_ready()
     server.process.send_signal(signal.SIGTERM)
     assert until(lambda: server.get("/readyz")[0] == 503)
     status, body = server.pose()
     assert (status, json.loads(body)["code"]) == (503, "draining")
     assert server.get("/healthz")[0] == 200
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
 
 
@@ -131,9 +133,9 @@ def test_it_serves_without_network_and_home_and_leaves_only_converted_networks_b
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A server with room for four pictures, and half a second of patience with bodies."""
+    """A server with room for four pictures, half a second of patience with bodies, and one with idle connections."""
     with processes(tmp_path_factory.mktemp("strict")) as start:
-        server = start(MAX_PENDING_PICTURES="4", BODY_TIMEOUT_S="0.5")
+        server = start(MAX_PENDING_PICTURES="4", BODY_TIMEOUT_S="0.5", KEEP_ALIVE_S="1")
         server.wait_ready()
         yield server
 
@@ -174,6 +176,15 @@ def test_a_body_that_trickles_in_is_408_and_one_cut_short_is_forgotten(strict: P
             b"POST /pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99\r\n\r\nab"
         )
     assert server.pose()[0] == 200
+
+
+def test_a_connection_rests_for_as_long_as_was_set(strict: Process):
+    with socket.create_connection(("127.0.0.1", strict.port), timeout=30) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        assert connection.recv(4096) == b""
+        assert time.monotonic() - begun > 0.9
 
 
 def exchange(folder: Path, one: str, other: str) -> None:

@@ -144,11 +144,11 @@ def killed_while_it_changes(pair_folder: Path, state: Path, after_s: float) -> i
             os._exit(1)
     os.close(tells)
     with os.fdopen(told, "rb") as file:
-        file.readline()  # it is at work
+        first = file.readline()  # it is at work
         time.sleep(after_s)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        lines = file.read().split(b"\n")
+        lines = (first + file.read()).split(b"\n")
     whole = [int(line) for line in lines[:-1]]
     return whole[-1] if whole else 0
 

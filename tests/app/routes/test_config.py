@@ -66,16 +66,21 @@ def test_every_member_can_be_changed(client):
         "theta": 0.2,
         "mode": "tracking",
         "policy": "top",
-        "min_score": 0.5,
+        "min_score": 0.94,
         "flip_test": True,
     }
     body = patch(client, changes).json()
     assert {name: body[name] for name in changes} == changes
     assert body["thresholds"]["k2"] is None
-    people = client.post("/pose", content=HARD, headers={"Content-Type": "image/png"}).json()["images"][0][
-        "people"
-    ]
-    assert people[0]["keypoints"][0][0] % 1 == 0.5  # the fake nets' mark of a flip test
+    two = picture_of([0.47, 0.47])
+    answer = client.post("/pose", content=two, headers={"Content-Type": "image/png"}).json()
+    assert {name: answer["split"][name] for name in ("p", "mode", "policy")} == {
+        "p": 0.25,
+        "mode": "tracking",
+        "policy": "top",
+    }
+    (person,) = answer["images"][0]["people"]  # the other one has 0.93
+    assert person["keypoints"][0][0] % 1 == 0.5  # the fake nets' mark of a flip test
 
 
 @pytest.mark.parametrize(
@@ -216,6 +221,20 @@ def test_changes_survive_a_restart_with_a_state_file(serve, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("state")] == ["state.json"]
 
 
+def test_a_calibration_file_survives_a_restart_while_it_is_this_routers(serve, tmp_path: Path):
+    night = tmp_path / "night.json"
+    night.write_text(json.dumps(calibration(0.5, 0.7)))
+    asked = {"mode": "fixed", "calibration_dir": tmp_path, "state_file": tmp_path / "state.json"}
+    patch(serve(**asked), {"calibration": "night.json"})
+    body = serve(**asked).get("/config").json()
+    assert (body["calibration"], body["thresholds"]["k1"], body["source"]) == ("night.json", 0.52, "state")
+    night.write_text(json.dumps(calibration(0.5, 0.7, router_sha256="0" * 64)))
+    body = serve(**asked).get("/config").json()
+    assert (body["thresholds"]["k1"], body["source"]) == (0.42, "environment")
+    (warning,) = body["warnings"]
+    assert warning.startswith("STATE_FILE is ignored: calibration: night.json was made with another pair")
+
+
 def test_without_a_state_file_a_restart_returns_to_the_environment(serve):
     patch(serve(p=0.9), {"p": 0.125})
     body = serve(p=0.9).get("/config").json()
@@ -234,7 +253,10 @@ def test_a_damaged_state_file_is_told_of_and_the_service_runs_on(serve, tmp_path
 
 
 def test_a_state_file_that_cannot_be_written_is_told_of_and_the_change_holds(serve, tmp_path: Path):
-    body = patch(serve(state_file=tmp_path / "missing" / "state.json"), {"p": 0.1}).json()
+    client = serve(state_file=tmp_path / "missing" / "state.json")
+    (warning,) = client.get("/config").json()["warnings"]
+    assert "cannot be written" in warning
+    body = patch(client, {"p": 0.1}).json()
     assert body["p"] == 0.1
     assert "cannot be written" in body["warnings"][0]
 

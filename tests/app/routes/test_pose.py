@@ -1,11 +1,13 @@
 import base64
 import io
 import json
+import threading
 
 import pytest
 from PIL import Image
 
 from app.batching import Run, Ticket
+from app.intake import to_picture
 from app.routes.pose import timing
 from tests.app.conftest import picture_of
 
@@ -57,6 +59,26 @@ def test_people_are_routed_by_difficulty_and_answered_by_the_right_net(client):
     scores = [person["score"] for person in image["people"]]
     assert scores == sorted(scores, reverse=True)
     assert set(body["timing_ms"]) == {"decode", "detect", "score", "estimate", "queued", "total"}
+
+
+def test_people_are_in_falling_order_of_their_score(client):
+    client.pair.faint_at = 10
+    people = post(client).json()["images"][0]["people"]
+    assert [person["bbox"][0] for person in people] == [70, 130, 190, 10]
+
+
+def test_coordinates_have_two_decimals_and_scores_six(client):
+    client.pair.peaks = [1 / 3] * 17
+    encoded = base64.b64encode(PEOPLE).decode()
+    document = {"images": [{"data": encoded, "boxes": [[70 + 1 / 3, 10, 40, 40]]}, {"data": encoded}]}
+    full = [image["people"][0] for image in client.post("/pose", json=document).json()["images"]]
+    coco = client.post("/pose?format=coco", json=document).json()
+    assert full[0]["bbox"] == coco[0]["bbox"] == [70.33, 10, 40, 40]
+    assert full[0]["keypoints"][0] == coco[0]["keypoints"][:3] == [72.33, 12, 0.333333]
+    for one in (*full, *coco):
+        assert one["score"] == round(one["score"], 6)
+    assert [one["bbox_score"] for one in full] == [1, 0.95]
+    assert full[0]["difficulty"] == round(full[0]["difficulty"], 6)
 
 
 def test_who_stays_with_the_small_net_needs_no_second_run_where_the_router_has_run_it(client):
@@ -121,6 +143,7 @@ def test_p_applies_to_its_request_alone(client, p, estimators):
     assert body["split"]["p"] == p
     assert [person["estimator"] for person in body["images"][0]["people"]] == estimators
     assert post(client).json()["split"]["p"] == 0.5
+    assert client.get("/config").json()["realised"]["people"] == 4  # of the service's own p
 
 
 def test_infinite_thresholds_are_null(client):
@@ -141,6 +164,15 @@ def test_min_score_and_max_people_bound_what_is_found(client):
     image = post(client, max_people=3).json()["images"][0]
     assert (len(image["people"]), image["truncated"]) == (3, True)
     assert [person["bbox_score"] for person in image["people"]] == pytest.approx([0.95, 0.93, 0.91])
+
+
+def test_the_service_bounds_people_who_are_found_but_not_those_who_are_given(serve):
+    client = serve(max_people=2)
+    image = post(client).json()["images"][0]
+    assert (len(image["people"]), image["truncated"]) == (2, True)
+    document = {"images": [{"data": base64.b64encode(PEOPLE).decode(), "boxes": FOUR[:2]}]}
+    image = client.post("/pose?max_people=1", json=document).json()["images"][0]
+    assert (len(image["people"]), image["truncated"]) == (2, False)
 
 
 def test_a_picture_without_people_is_no_error(client):
@@ -322,12 +354,15 @@ def test_a_token_guards_the_route_when_one_is_set(serve):
     assert client.post("/pose", content=PEOPLE, headers=headers).status_code == 200
 
 
-def test_a_passed_deadline_is_504_and_nothing_is_run(client):
-    def never(_):
-        pytest.fail("ran after the deadline")
-
-    client.pair.faults["score"] = never
-    error(post(client, deadline_ms=1), 504, "deadline")
+def test_a_passed_deadline_is_504_and_nothing_is_run(client, monkeypatch):
+    ran, decode = [], threading.Event()
+    for stage in ("detect", "score", "large"):
+        client.pair.faults[stage] = lambda pictures, stage=stage: ran.extend([stage] * len(pictures))
+    monkeypatch.setattr("app.routes.pose.to_picture", lambda *work: decode.wait(60) and to_picture(*work))
+    error(post(client, picture_of([HARD]), deadline_ms=50), 504, "deadline")
+    decode.set()
+    assert post(client, picture_of([HARD])).status_code == 200
+    assert ran == ["detect", "score", "large"]  # of the second one
 
 
 def test_no_room_is_429_with_retry_after(serve):
@@ -342,6 +377,14 @@ def test_no_room_is_429_with_retry_after(serve):
 
 def test_pictures_that_never_fit_are_413(serve):
     client = serve(max_pending_bytes=1000)
+    error(post(client), 413, "too_large")
+
+
+def test_pictures_that_never_fit_beside_their_own_body_are_413(serve):
+    decoded = 3 * 240 * 60
+    client = serve(max_pending_bytes=decoded + len(PEOPLE))
+    assert post(client).status_code == 200
+    client = serve(max_pending_bytes=decoded + len(PEOPLE) - 1)
     error(post(client), 413, "too_large")
 
 
@@ -402,6 +445,17 @@ def test_a_person_whose_keypoints_are_not_finite_is_left_out_and_counted(client)
     assert 'dynpose_stage_failures_total{stage="small"} 1.0' in client.get("/metrics").text
 
 
+def test_a_difficulty_that_is_not_finite_fails_its_picture_and_moves_no_threshold(serve):
+    client = serve(mode="tracking")
+    client.pair.difficulty_nan_at = 70
+    error(post(client), 500, "internal")
+    client.pair.difficulty_nan_at = -1
+    for _ in range(60):  # people enough for new thresholds
+        split = post(client).json()["split"]
+        assert 0.4 < split["k1"] < split["k2"] < 0.6
+    assert split["revision"] > 5
+
+
 def test_keypoint_scores_are_between_0_and_1_whatever_a_nets_peaks_are(client):
     client.pair.peaks = [1.5, -0.5, *[0.6] * 15]
     person = post(client).json()["images"][0]["people"][0]
@@ -412,9 +466,12 @@ def test_keypoint_scores_are_between_0_and_1_whatever_a_nets_peaks_are(client):
 def test_requests_are_refused_while_loading_and_while_draining(serve):
     client = serve()
     client.service.status = "warming"
-    error(post(client), 503, "not_ready")
+    loading = post(client)
+    error(loading, 503, "not_ready")
     client.service.drain()
-    error(post(client), 503, "draining")
+    draining = post(client)
+    error(draining, 503, "draining")
+    assert loading.headers["retry-after"] == draining.headers["retry-after"] == "1"
 
 
 def test_unknown_paths_and_methods_are_problems_too(client):
