@@ -33,6 +33,10 @@ class Member(Protocol):
         """Since when something waits, in monotonic seconds."""
 
     @property
+    def oldest_request(self) -> float:
+        """Since when the oldest request of those with something here waits for its answer, in monotonic seconds."""
+
+    @property
     def seconds_waiting(self) -> float:
         """Seconds, roughly, that what waits will take."""
 
@@ -46,7 +50,8 @@ class Member(Protocol):
 
 class Crew:
     """As many threads as may run networks at once. Each takes the next batch of whichever stage is ready: the one with
-    the most work, until something of another has waited for longer than `max_passed_over_s`.
+    the most work, until something has waited in its queue for longer than `max_passed_over_s`, and then that of the
+    oldest request, so that what was begun is finished before more is.
 
     More threads than cores would only slow each other down, and a thread for each stage would often have to be woken
     while another runs out of work. What waits meanwhile gathers into a larger batch.
@@ -132,9 +137,8 @@ class Crew:
         return [stage for stage in self._stages if stage.ready]
 
     def _choose(self, ready: list[Member]) -> Member:
-        oldest = min(ready, key=lambda stage: stage.oldest)
-        if time.monotonic() - oldest.oldest > self._max_passed_over_s:
-            return oldest
+        if time.monotonic() - min(stage.oldest for stage in ready) > self._max_passed_over_s:
+            return min(ready, key=lambda stage: stage.oldest_request)
         return max(ready, key=lambda stage: stage.seconds_waiting)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batching import (
+    SHARE,
     BatchQueue,
     ClientGone,
     CostLine,
@@ -309,6 +310,21 @@ async def test_rule_8_a_request_of_many_people_does_not_hold_up_a_request_of_one
     assert [item for batch in worker.batches for item in batch][:9] == [*range(1, 9), 1000]
     assert [await outcome(future) for future in futures] == [item * 10 for item in range(1, 101)]
     worker.end()
+
+
+@on_loop
+async def test_rule_8_a_request_of_many_people_gives_way_to_another_in_an_earlier_stage():
+    order: list[int] = []
+    crew = Crew(1, 0.0)
+    detects, estimates = (Worker(buckets=(1,), crew=crew, fail=order.extend) for _ in range(2))
+    held = await detects.hold()
+    crowd = new_ticket()
+    futures = [estimates.submit(item, crowd) for item in range(100)]
+    alone = detects.submit(1000, new_ticket())
+    detects.gate.set()
+    await asyncio.gather(held, alone, *futures)
+    assert order.index(1000) == 1 + SHARE  # the first is the held one
+    detects.end()
 
 
 @on_loop

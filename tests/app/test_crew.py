@@ -20,7 +20,7 @@ class Batches:
     def __init__(self, crew: Crew, order: list[str], name: str, *, work: float = 1, since: float = 0) -> None:
         self.name = name
         self.seconds_waiting = work
-        self.oldest = time.monotonic() - since
+        self.oldest = self.oldest_request = time.monotonic() - since
         self.waiting = 0
         self.alone: list[bool] = []
         self.ended = 0
@@ -86,6 +86,22 @@ def test_of_what_waits_the_stage_with_the_most_work_goes_first() -> None:
     growing.seconds_waiting = 4  # what came since counts, too
     end(crew, running, little, growing, much)
     assert order == ["running", "growing", "much", "little"]
+
+
+@pytest.mark.parametrize(("patience_s", "first"), [(LONG, "begun"), (0.0, "finishing")])
+def test_what_has_waited_long_goes_by_the_age_of_its_request(patience_s: float, first: str) -> None:
+    crew, order = Crew(1, patience_s), []
+    running = Batches(crew, order, "running")
+    begun = Batches(crew, order, "begun", work=2, since=2)  # longer in its queue, but of a younger request
+    finishing = Batches(crew, order, "finishing", work=1, since=1)
+    finishing.oldest_request -= 3
+    crew.start()
+    running.add()
+    assert until(lambda: order == ["running"])
+    for stage in (begun, finishing):
+        stage.add()
+    end(crew, running, begun, finishing)
+    assert order[1] == first
 
 
 def test_a_stage_hears_whether_the_other_threads_have_nothing_to_do() -> None:
