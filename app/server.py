@@ -46,6 +46,7 @@ class Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                workers=1,  # else uvicorn itself reads WEB_CONCURRENCY, and fails on an empty one
                 loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
                 timeout_keep_alive=keep_alive_s,

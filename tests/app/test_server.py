@@ -135,7 +135,7 @@ def test_it_serves_without_network_and_home_and_leaves_only_converted_networks_b
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server with room for four pictures, half a second of patience with bodies, and one with idle connections."""
     with processes(tmp_path_factory.mktemp("strict")) as start:
-        server = start(MAX_PENDING_PICTURES="4", BODY_TIMEOUT_S="0.5", KEEP_ALIVE_S="1")
+        server = start(MAX_PENDING_PICTURES="4", BODY_TIMEOUT_S="0.5", KEEP_ALIVE_S="1", WEB_CONCURRENCY="")
         server.wait_ready()
         yield server
 
