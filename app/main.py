@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import Scope
@@ -13,6 +14,17 @@ from app.service import Service
 
 DESCRIPTION = """Finds people in pictures and returns their 17 COCO keypoints. A router scores how difficult each person
 is; only the share p that profits most goes to the large network. `PATCH /config` turns p while the service runs."""
+
+
+def describe(document: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI document with the token that routes may need, so that /docs and generated clients can send it."""
+
+    def described() -> dict[str, Any]:
+        found = document()
+        found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        return found
+
+    return described
 
 
 def create_app(service: Service) -> FastAPI:
@@ -37,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; `routes.page` has one that does not
         redoc_url=None,
     )
+    app.openapi = describe(app.openapi)  # type: ignore[method-assign]
     app.state.service = service
     for router in routers:
         app.include_router(router)

@@ -10,6 +10,9 @@ from app.errors import ApiError
 from app.schemas import Problem
 from app.service import Service
 
+TOKEN: dict[str, Any] = {"security": [{"bearer": []}, {}]}
+"""OpenAPI of a route that takes a token, where one is set."""
+
 
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from app.config import ConfigPatch
 from app.errors import ApiError
 from app.intake import read_body
-from app.routes.common import authorise, problems, service_of
+from app.routes.common import TOKEN, authorise, problems, service_of
 from app.service import Service
 
 router = APIRouter(prefix="/config", tags=["operations"])
@@ -50,7 +50,9 @@ async def get_config(request: Request) -> Response:
 
 
 @router.patch(
-    "", responses=ANSWER | problems(400, 401, 408, 412, 413, 415, 422), openapi_extra={"requestBody": BODY}
+    "",
+    responses=ANSWER | problems(400, 401, 408, 412, 413, 415, 422),
+    openapi_extra={"requestBody": BODY} | TOKEN,
 )
 async def patch_config(request: Request) -> Response:
     """JSON Merge Patch, all or nothing, in force from the next request on. `If-Match` guards against lost updates."""

@@ -96,7 +96,10 @@ export class Album extends EventTarget {
     this.#changed();
     const onWait = (problem, seconds) => this.#tell("wait", picture, problem, seconds);
     try {
-      if (!picture.thumbnail) await this.#decode(picture);
+      if (!picture.thumbnail) {
+        await this.#decode(picture);
+        if (picture.controller === controller) this.#changed(); // it can be seen while its people are found
+      }
       const result = await patiently(() => pose(picture.file, { p: this.p, signal }), { signal, onWait });
       if (picture.controller !== controller) return;
       this.#answered(picture, result);

@@ -32,12 +32,13 @@ function acceptDrops(given) {
 function offerCamera(given) {
   // Browsers give cameras to secure pages only, that is https and localhost.
   if (!navigator.mediaDevices?.getUserMedia) return;
-  const [dialog, view] = [byId("camera-dialog"), byId("camera-view")];
+  const [dialog, view, snap] = [byId("camera-dialog"), byId("camera-view"), byId("snap")];
   let facingMode = "environment";
   let opened = 0;
 
   const close = () => {
     opened += 1;
+    snap.disabled = true; // until there is a frame
     for (const track of view.srcObject?.getTracks() ?? []) track.stop();
     view.srcObject = null;
   };
@@ -63,8 +64,10 @@ function offerCamera(given) {
     facingMode = facingMode === "user" ? "environment" : "user";
     start();
   });
-  byId("snap").addEventListener("click", async () => {
-    const file = view.videoWidth ? await snapshot(view) : null;
+  view.addEventListener("loadeddata", () => (snap.disabled = false));
+  snap.addEventListener("click", async () => {
+    snap.disabled = true; // a second press would be a second picture
+    const file = await snapshot(view).catch(() => null);
     dialog.close();
     if (file) given([file]);
   });

@@ -16,7 +16,7 @@ import { keepToken, sendable, token } from "./tokens.js";
 const album = new Album();
 const stage = new Stage(album);
 const split = new Split(album);
-const people = new People(album, (person) => (stage.picked = person));
+const people = new People(album, (person) => (stage.picked = person), askPoseToken);
 const config = new Config((p) => (split.own = p));
 
 function draw() {

@@ -13,12 +13,17 @@ export class People {
   #album;
   #drawnOf = null;
   #both = false;
+  #asking = new AbortController();
   edges = [];
 
-  /** @param {import("./album.js").Album} album @param {(person: any) => void} pick lets a person stand out */
-  constructor(album, pick) {
+  /**
+   * @param {import("./album.js").Album} album @param {(person: any) => void} pick lets a person stand out
+   * @param {() => void} askToken
+   */
+  constructor(album, pick, askToken) {
     this.#album = album;
     this.pick = pick;
+    this.askToken = askToken;
     byId("compare").addEventListener("click", () => this.#compare());
   }
 
@@ -28,6 +33,7 @@ export class People {
     const result = picture?.result ?? null;
     if (result === this.#drawnOf && !force) return;
     this.#drawnOf = result;
+    this.#asking.abort();
     this.pick(null);
     const people = result?.people ?? [];
     const nets = this.#both ? picture?.nets : null;
@@ -49,17 +55,22 @@ export class People {
 
   /** The same boxes by either net, as the paper's figure 9 has them. */
   async #askBoth(picture) {
+    this.#asking = new AbortController();
+    const { signal } = this.#asking;
     byId("compare-note").textContent = "Asking both nets …";
     const tell = (problem, seconds) => (byId("compare-note").textContent = explainWait(problem, seconds));
     const boxes = picture.result.people.map((person) => person.bbox);
     try {
-      const ask = (estimator) => patiently(() => pose(picture.file, { estimator, boxes }), { onWait: tell });
+      const ask = (estimator) => patiently(() => pose(picture.file, { estimator, boxes, signal }), { signal, onWait: tell });
       const [small, large] = [await ask("small"), await ask("large")];
       picture.nets = { small, large };
-      if (this.#both && picture === this.#album.shown) this.draw({ force: true });
+      if (!signal.aborted) this.draw({ force: true });
     } catch (problem) {
+      if (signal.aborted) return; // another picture is shown, or none by both nets
       this.#both = false;
+      byId("compare").setAttribute("aria-pressed", "false");
       byId("compare-note").textContent = explain(problem, picture.name);
+      if (problem.status === 401) this.askToken();
     }
   }
 

@@ -139,6 +139,14 @@ def test_openapi_describes_every_route_with_examples_and_errors(client):
     assert document["components"]["schemas"]["Problem"]["examples"]
     assert "example" in document["paths"]["/config"]["get"]["responses"]["200"]["content"]["application/json"]
     assert client.get("/docs").status_code == 200
+    with_token = {
+        (path, method)
+        for path, routes in document["paths"].items()
+        for method, route in routes.items()
+        if route.get("security") == [{"bearer": []}, {}]
+    }
+    assert with_token == {("/pose", "post"), ("/config", "patch")}
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
 
 
 def test_every_reference_of_the_openapi_document_leads_somewhere(client):
