@@ -73,7 +73,7 @@ class Ticket:
         self.request_id = request_id
         self.deadline = deadline
         self.since = time.monotonic()
-        """When it came, or had its last `SHARE` of items run: who brings many does not stay the oldest for so long."""
+        """When it came, or its last `SHARE` of items had their turn: who brings many does not stay the oldest."""
         self.taken = 0
         self.cancelled = False
         self.runs: list[Run] = []
@@ -81,7 +81,7 @@ class Ticket:
         self._queues: set[BatchQueue[Any, Any]] = set()
 
     def count(self) -> None:
-        """Another item has its turn. Under the lock."""
+        """Another item has its turn. Under a crew's lock; where stages have several crews nobody asks for the age."""
         self.taken += 1
         if self.taken % SHARE == 0:
             self.since = time.monotonic()

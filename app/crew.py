@@ -34,7 +34,7 @@ class Member(Protocol):
 
     @property
     def oldest_request(self) -> float:
-        """Since when the oldest request of those with something here waits for its answer, in monotonic seconds."""
+        """How old the oldest of the requests with something here counts, as the time when it came."""
 
     @property
     def seconds_waiting(self) -> float:

@@ -20,9 +20,9 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def _sendable(token: SecretStr) -> SecretStr:
-    # A line's end, which a file leaves behind, no header can carry: nobody would get in.
-    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token.get_secret_value()):
-        raise ValueError("must be of printable ASCII characters, without a space or a line's end around them")
+    # RFC 6750 has no spaces in a token, nor can a header carry the line's end that a file leaves: nobody would get in.
+    if not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+        raise ValueError("must be of printable ASCII characters without spaces or line ends")
     return token
 
 

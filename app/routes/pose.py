@@ -19,7 +19,7 @@ from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import CLOSE, GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
-from app.routes.common import authorise, problems, service_of
+from app.routes.common import TOKEN, authorise, problems, service_of
 from app.schemas import (
     CocoResult,
     PoseAnswer,
@@ -76,7 +76,7 @@ BODY: dict[str, Any] = {
     "/pose",
     response_model=PoseAnswer | list[CocoResult],
     responses=ANSWER | problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
-    openapi_extra={"requestBody": BODY},
+    openapi_extra={"requestBody": BODY} | TOKEN,
 )
 async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Response:
     """Find the people of one or more pictures and their keypoints.
@@ -102,6 +102,7 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
                     uploads = await read(request, service.settings, lambda size: hold(room, service, 0, size))
             except TimeoutError as error:
                 raise ApiError(504, "deadline", "the deadline passed while the body came", CLOSE) from error
+        work.ticket.since = time.monotonic()  # a slow upload shall not go before those that came meanwhile
         request.state.facts["pictures"] = len(uploads)
         if query.render and len(uploads) > 1:
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
