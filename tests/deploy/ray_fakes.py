@@ -49,7 +49,8 @@ class Wishes:
         self._write()
 
     def _write(self) -> None:
-        unwished = {"nan_at": -1.0, "peaks": [0.8] * 17, "small_in_router": False}
+        unwished = dict.fromkeys(("nan_at", "difficulty_nan_at", "faint_at"), -1.0)
+        unwished |= {"peaks": [0.8] * 17, "small_in_router": False}
         values = unwished | {"told": time.monotonic_ns()} | self.__dict__
         values["faults"] = dict(values["faults"])
         del values["file"]

@@ -44,6 +44,7 @@ IN_PROCESS = {
     "test_bodies_that_have_no_room_are_refused_before_they_are_read",
     "test_every_change_is_logged_with_its_version_and_no_refusal_is",
     "test_the_flip_test_and_a_forced_small_net_run_it_all_the_same",
+    "test_a_passed_deadline_is_504_and_nothing_is_run",
 }
 """Tests of the routes that reach into the service's process, read its log or count what its networks were asked; stages
 that die are replaced here."""
