@@ -27,7 +27,7 @@ TURN = 8
 with 32 clients a quarter of the p95 latency was lost to that."""
 
 SHARE = 2 * TURN
-"""Items of one request, of all stages, for which it counts as old as it is: a picture of ten people."""
+"""Items of one request, of all stages, for which it counts as old as it is: a picture of ten people at p = 0.5."""
 
 
 class DeadlineExceeded(Exception):
@@ -73,7 +73,8 @@ class Ticket:
         self.request_id = request_id
         self.deadline = deadline
         self.since = time.monotonic()
-        """When it came, or its last `SHARE` of items had their turn: who brings many does not stay the oldest."""
+        """When its body was there, or its last `SHARE` of items had their turn: who brings many does not stay the
+        oldest."""
         self.taken = 0
         self.cancelled = False
         self.runs: list[Run] = []

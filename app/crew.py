@@ -34,7 +34,7 @@ class Member(Protocol):
 
     @property
     def oldest_request(self) -> float:
-        """How old the oldest of the requests with something here counts, as the time when it came."""
+        """The earliest `since` of the requests with something here, in monotonic seconds."""
 
     @property
     def seconds_waiting(self) -> float:

@@ -64,7 +64,10 @@ function offerCamera(given) {
     facingMode = facingMode === "user" ? "environment" : "user";
     start();
   });
-  view.addEventListener("loadeddata", () => (snap.disabled = false));
+  view.addEventListener("loadeddata", () => {
+    snap.disabled = false;
+    snap.focus();
+  });
   snap.addEventListener("click", async () => {
     snap.disabled = true; // a second press would be a second picture
     const file = await snapshot(view).catch(() => null);
@@ -75,7 +78,7 @@ function offerCamera(given) {
 }
 
 /** @param {HTMLVideoElement} view @returns {Promise<File>} */
-function snapshot(view) {
+async function snapshot(view) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [view.videoWidth, view.videoHeight];
   canvas.getContext("2d").drawImage(view, 0, 0);

@@ -21,6 +21,7 @@ export async function patiently(work, { signal, onWait, limitS = 180 }) {
       const patience = problem.status === 429 ? 1 : Math.min(2 * tries, 8);
       const seconds = Math.min(LONGEST_WAIT_S, Math.ceil(Math.max(problem.retryAfter ?? 0, patience)));
       if (!busy || performance.now() + 1000 * seconds > end) throw problem;
+      signal?.throwIfAborted();
       onWait(problem, seconds);
       await pause(seconds, signal);
     }

@@ -38,7 +38,7 @@ export class People {
     const people = result?.people ?? [];
     const nets = this.#both ? picture?.nets : null;
     byId("compare").disabled = people.length === 0;
-    byId("compare").setAttribute("aria-pressed", String(Boolean(nets)));
+    byId("compare").setAttribute("aria-pressed", String(this.#both && people.length > 0));
     byId("compare-note").textContent = nets ? comparison(people, nets) : "";
     byId("nobody").hidden = result === null || people.length > 0;
     byId("crops").replaceChildren(...people.map((person, index) => this.#card(picture, person, index, nets)));

@@ -295,6 +295,9 @@ def test_pictures_are_pasted_and_photographed(live, visit: Visit):
     expect(page.locator("#nobody")).to_be_visible()
     assert page.locator("#camera-view").evaluate("it => it.srcObject") is None
     page.click("#camera")
+    expect(page.locator("#snap")).to_be_focused()
+    page.click("#turn-camera")
+    expect(page.locator("#snap")).to_be_enabled()
     page.keyboard.press("Escape")
     expect(page.locator("#camera-dialog")).to_be_hidden()
 

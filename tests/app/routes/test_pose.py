@@ -2,12 +2,13 @@ import base64
 import io
 import json
 import threading
+import time
 
 import pytest
 from PIL import Image
 
 from app.batching import Run, Ticket
-from app.intake import to_picture
+from app.intake import read, to_picture
 from app.routes.pose import timing
 from tests.app.conftest import picture_of
 
@@ -363,6 +364,21 @@ def test_a_passed_deadline_is_504_and_nothing_is_run(client, monkeypatch):
     decode.set()
     assert post(client, picture_of([HARD])).status_code == 200
     assert ran == ["detect", "score", "large"]  # of the second one
+
+
+def test_a_request_is_as_old_as_its_body_is_whole(client, monkeypatch):
+    """A slow upload would go before all that came meanwhile."""
+    tickets, whole = [], []
+
+    async def read_and_note(*arguments):
+        uploads = await read(*arguments)
+        whole.append(time.monotonic())
+        return uploads
+
+    monkeypatch.setattr("app.routes.pose.read", read_and_note)
+    monkeypatch.setattr("app.routes.pose.Ticket", lambda *of: tickets.append(Ticket(*of)) or tickets[-1])
+    assert post(client).status_code == 200
+    assert tickets[0].since >= whole[0]
 
 
 def test_no_room_is_429_with_retry_after(serve):
