@@ -158,6 +158,7 @@ class Bench:
         return " ".join([Path(sys.argv[0]).stem, *(folders.get(word, word) for word in sys.argv[1:])])
 
     def about(self) -> Record:
+        """The run: when, where, of what."""
         return {
             "experiment": "run",
             "command": self.command(),

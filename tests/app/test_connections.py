@@ -126,24 +126,23 @@ async def test_a_kept_connection_may_rest_for_longer_than_that(client):
         await asyncio.sleep(4 * PATIENCE_S)
 
 
-@with_connection
-async def test_an_answer_that_nobody_takes_is_thrown_away(client):
+async def takes_nothing_of(client: Client, answers: int) -> None:
     client.writer.transport.pause_reading()
-    client.writer.write(GET % b"large")
+    client.writer.write(answers * (GET % b"large"))
     while client.state.connections or client.state.tasks:
         await asyncio.sleep(PATIENCE_S / 10)
     client.writer.transport.resume_reading()
     assert len(await closed(client.reader)) < len(LARGE)
+
+
+@with_connection
+async def test_an_answer_that_nobody_takes_is_thrown_away(client):
+    await takes_nothing_of(client, 1)
 
 
 @with_connection
 async def test_an_answer_that_nobody_takes_is_thrown_away_while_the_next_waits(client):
-    client.writer.transport.pause_reading()
-    client.writer.write(2 * (GET % b"large"))
-    while client.state.connections or client.state.tasks:
-        await asyncio.sleep(PATIENCE_S / 10)
-    client.writer.transport.resume_reading()
-    assert len(await closed(client.reader)) < len(LARGE)
+    await takes_nothing_of(client, 2)  # the first is done, and the second waits behind it
 
 
 @with_connection
