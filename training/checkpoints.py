@@ -21,8 +21,11 @@ def save_checkpoint(path: Path, run: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, run: str, device: torch.device) -> dict[str, Any]:
-    """Raises OtherRun."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    """Raises OtherRun, or DataError for a damaged file."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load raises almost anything for one
+        raise DataError(f"{path} is damaged: remove it to start anew") from error
     if state.get("run") != run:
         raise OtherRun(f"{path} is of other data, weights or settings: remove it or choose another --out")
     return state

@@ -73,7 +73,10 @@ def initial_network(path: Path) -> Any:
             value = value.float() * scale.float().view(-1, 1, 1, 1)
         weights[key] = value.float() if value.is_floating_point() else value
     network = build_network(ARCHITECTURE)
-    network.load_state_dict(person_rows(weights, network), strict=True)
+    try:
+        network.load_state_dict(person_rows(weights, network), strict=True)
+    except RuntimeError as error:
+        raise DataError(f"{path} holds another network than {ARCHITECTURE} of COCO's 80 classes") from error
     return network
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibration.data import DataError
 from models.tinypose import TinyPose
 
 
@@ -63,19 +64,19 @@ def read_onnx(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def load_onnx(path: Path) -> TinyPose:
-    """A TinyPose with the weights of a published ONNX file.
+    """A TinyPose with the weights of a published ONNX file. Raises OSError, or DataError for any other file."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    Raises ValueError when the file holds another architecture.
-    """
     network = TinyPose()
-    pairs = zip(convolutions_in_file_order(network), read_onnx(path), strict=True)
+    convolutions = list(convolutions_in_file_order(network))
+    try:
+        stored = list(read_onnx(path))
+    except (DecodeError, KeyError) as error:  # no ONNX, or convolutions without the bias that is read here
+        raise DataError(f"{path} is no PP-TinyPose in ONNX") from error
+    if [each.weight.shape for each in convolutions] != [weight.shape for weight, _ in stored]:
+        raise DataError(f"{path} holds another network than PP-TinyPose")
     with torch.no_grad():
-        for number, (convolution, (weight, bias)) in enumerate(pairs):
-            if convolution.weight.shape != weight.shape:
-                raise ValueError(
-                    f"convolution {number}: file has {tuple(weight.shape)}, "
-                    f"network {tuple(convolution.weight.shape)}"
-                )
+        for convolution, (weight, bias) in zip(convolutions, stored, strict=True):
             convolution.weight.copy_(weight)
             assert convolution.bias is not None
             convolution.bias.copy_(bias)

@@ -20,12 +20,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from calibration.commands import run_command
-from calibration.data import LabelledImage, Pictures, has_split, is_held_back, read_split
+from calibration.data import DataError, LabelledImage, Pictures, has_split, is_held_back, read_split
 from models.defaults import DETECTOR_SIZE
 from models.detector import LIGHT, LIGHT_WIDTH, build_network
 from models.runtime import resolve_device
@@ -36,9 +37,9 @@ from training.detector import ARCHITECTURE, augment, average_precision, report
 def views(
     images: Sequence[LabelledImage], pictures: Pictures, rng: random.Random
 ) -> Iterator[NDArray[np.uint8]]:
-    """Endless pieces of the pictures, (512, 512, 3) RGB, one in seven of four pictures. Raises ValueError for none."""
+    """Endless pieces of the pictures, (512, 512, 3) RGB, one in seven of four pictures. Raises DataError for none."""
     if not images:
-        raise ValueError("no picture is left to learn from: all are held back")
+        raise DataError("no picture is left to learn from: all are held back")
     nobody = np.zeros((0, 4))
 
     def pieces() -> Iterator[NDArray[np.uint8]]:
@@ -91,7 +92,10 @@ def train(arguments: argparse.Namespace) -> None:
     held_back = [image for image in images if image.complete and is_held_back(image.id)]
 
     teacher = build_network(ARCHITECTURE).to(device)
-    teacher.load_state_dict(load_file(arguments.teacher))
+    try:
+        teacher.load_state_dict(load_file(arguments.teacher))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{arguments.teacher} is no {ARCHITECTURE} of training.detector") from error
     report(arguments.out, 0, 0.0, {"teacher": average_precision(teacher, held_back, pictures)["ap"]})
     light = build_network(LIGHT).to(device)
     light.load_state_dict(

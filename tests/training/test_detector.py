@@ -51,6 +51,13 @@ def test_training_starts_from_the_person_row_of_the_coco_detector(coco_detector:
     assert torch.allclose(found[:, 4], expected[:, 4], atol=1e-6)
 
 
+def test_training_starts_from_no_other_network(tmp_path: Path):
+    path = tmp_path / "yolov8n.safetensors"
+    save_file(dict(build_network("yolov8n").state_dict()), path)
+    with pytest.raises(DataError, match=rf"{path.name} holds another network than yolov8s"):
+        initial_network(path)
+
+
 def test_the_held_back_pictures_are_scored_through_the_services_detector(
     coco_detector: tuple[DetectionModel, Path], tmp_path: Path
 ):

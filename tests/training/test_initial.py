@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from calibration.data import DataError
 from models.tinypose import TinyPose
-from training.initial import convolutions_in_file_order
+from training.initial import convolutions_in_file_order, load_onnx
 from training.teacher import ask
 
 
@@ -12,6 +15,17 @@ def test_every_convolution_has_one_place_in_the_file() -> None:
     ordered = [id(module) for module in convolutions_in_file_order(network)]
     assert len(ordered) == len(set(ordered))
     assert set(ordered) == {id(module) for module in network.modules() if isinstance(module, nn.Conv2d)}
+
+
+def test_what_is_no_pp_tinypose_is_named(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    text, other = tmp_path / "text.onnx", tmp_path / "other.onnx"
+    text.write_text("no ONNX")
+    with pytest.raises(DataError, match=r"text\.onnx is no PP-TinyPose"):
+        load_onnx(text)
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "nothing", [], [])), other)
+    with pytest.raises(DataError, match=r"other\.onnx holds another network"):
+        load_onnx(other)
 
 
 def test_the_teacher_answers_in_picture_pixels_whatever_the_padding() -> None:

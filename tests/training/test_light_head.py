@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calibration.data import Pictures, read_split
+from calibration.data import DataError, Pictures, read_split
 from models.defaults import DETECTOR_SIZE
 from models.detector import LIGHT, LIGHT_WIDTH, build_network, load_yolo
 from models.zoo import save_weights
@@ -44,7 +44,7 @@ def test_views_are_of_the_detectors_size_and_all_pictures_come(labelled_noise: P
 
 
 def test_without_a_picture_there_are_no_views(labelled_noise: Path):
-    with pytest.raises(ValueError, match="all are held back"):
+    with pytest.raises(DataError, match="all are held back"):
         next(views([], Pictures(labelled_noise), random.Random(0)))
 
 

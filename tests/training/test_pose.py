@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from calibration.data import DataError
 from models.tinypose import TinyPose
 from models.zoo import save_weights
 from training import pose
@@ -85,6 +86,14 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
     trainer.run = "another"
     with pytest.raises(OtherRun, match=r"some\.checkpoint is of other data"):
         trainer.load(tmp_path / "some.checkpoint")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    trainer, path = new_trainer(), tmp_path / "some.checkpoint"
+    trainer.save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"some\.checkpoint is damaged: remove it"):
+        trainer.load(path)
 
 
 def test_a_run_leaves_half_precision_weights_that_load_strictly_and_a_curve(tmp_path: Path) -> None:
