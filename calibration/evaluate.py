@@ -41,7 +41,7 @@ from calibration.inputs import (
     boxes_of,
     check_keypoints,
     conditions,
-    fitting_scores,
+    fitting_calibration,
     missing_split,
 )
 from calibration.measured import Row, coco_results, gain_table, measured_rows, quality, routings, table
@@ -125,14 +125,17 @@ def main() -> int:
         int8 = resolve_int8(device, options.precision, options.runtime)
         pair = load_pair(manifest, device, dtype, options.runtime, int8=int8)
         others = other_routers(options, device, dtype)
-        calibration = options.calibration or pair.manifest.calibration_path
-        scores = fitting_scores(calibration, pair.manifest)
+        calibration = fitting_calibration(options.calibration, pair.manifest)
         in_int8 = int8 and pair.manifest.detector.int8 is not None
-        ran = conditions(options, device, dtype, None if scores is None else calibration, in_int8)
+        file = None if calibration is None else options.calibration or pair.manifest.calibration_path
+        ran = conditions(options, device, dtype, file, in_int8)
         macs = pair_macs(pair.manifest)
     except (OSError, ValueError, PairError) as error:
         print(error, file=sys.stderr)
         return 2
+    scores = None if calibration is None else list(calibration.scores)
+    if options.theta is None:
+        options.theta = THETA if calibration is None else calibration.theta
     images, pictures = images[: options.limit], Pictures(options.data)
     names = pair.manifest.names()
     print(", ".join(f"{role} {name}" for role, name in names.items()))
@@ -273,7 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--p", type=fraction, nargs="+", default=[0.25, 0.5, 0.75])
     parser.add_argument("--policy", choices=("band", "top"), nargs="+", default=["band", "top"])
     parser.add_argument("--calibration", type=Path, help="stored scores of the router (the pair's own)")
-    parser.add_argument("--theta", type=fraction, default=THETA)
+    parser.add_argument("--theta", type=fraction, help="eq. 7 (as the stored scores' file has it)")
     parser.add_argument("--flip-test", action="store_true", help="average with the mirrored crop")
     parser.add_argument("--no-rules", dest="rules", action="store_false", help="leave the comparison out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")

@@ -12,7 +12,7 @@ import torch
 
 from calibration.boxes import Array, FoundPerson, assign, detected_boxes, labelled_boxes, read_coco_results
 from calibration.data import LabelledImage, Pictures, splits
-from calibration.thresholds import read_calibration
+from calibration.thresholds import Calibration, read_calibration
 from models.runtime import resolve_runtime
 from models.skeleton import SKELETONS
 from models.zoo import Manifest, Pair
@@ -73,11 +73,15 @@ def boxes_of(
     ]
 
 
-def fitting_scores(file: Path, manifest: Manifest) -> list[float] | None:
-    """The scores of a calibration file, None where another router made them. Raises OSError or ValueError."""
-    calibration = read_calibration(file)
-    fits = calibration.made_with.router_sha256 == manifest.router.sha256
-    return list(calibration.scores) if fits else None
+def fitting_calibration(given: Path | None, manifest: Manifest) -> Calibration | None:
+    """The given file's, or the pair's own, None where another router made that. Raises OSError or ValueError, also for
+    a given one that another router made."""
+    calibration = read_calibration(given or manifest.calibration_path)
+    if calibration.made_with.router_sha256 == manifest.router.sha256:
+        return calibration
+    if given is not None:
+        raise ValueError(f"{given} was made with another router, its scores mean nothing here")
+    return None
 
 
 def conditions(

@@ -74,7 +74,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def gain_rows(gains: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Recovered gain by rule, one column a p."""
     columns = sorted({row["p"] for row in gains})
-    yield "| recovered gain at equal cost | " + " | ".join(f"p = {p:g}" for p in columns) + " |"
+    heads = [
+        "recovered gain, rules that run the small net first at equal cost",
+        *(f"p = {p:g}" for p in columns),
+    ]
+    yield "| " + " | ".join(heads) + " |"
     yield "|" + " --- |" * (len(columns) + 1)
     for rule in dict.fromkeys(row["rule"] for row in gains):
         cells = [row for row in gains if row["rule"] == rule]

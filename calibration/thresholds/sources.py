@@ -1,9 +1,11 @@
 """Where the people of a calibration come from: folders of pictures, videos, and people in COCO's format."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from calibration.data import DataError, Pictures, decode, has_split, is_held_back, read_split
+from calibration.data import DataError, LabelledImage, Pictures, decode, has_split, is_held_back, read_split
 from models.pictures import rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -75,7 +77,11 @@ def _labelled(folder: Path, split: str, remark: Callable[[str], None]) -> list[P
             "knows its training people too well"
         )
     pictures = Pictures(folder)
-    return [Picture(image.file_name, lambda image=image: pictures(image)) for image in chosen]  # type: ignore[misc]
+
+    def load(image: LabelledImage) -> Tensor:
+        return open_picture(io.BytesIO(pictures.read(image)))
+
+    return [Picture(image.file_name, partial(load, image)) for image in chosen]
 
 
 def _folder(folder: Path) -> list[Picture]:
@@ -89,9 +95,9 @@ def _file(path: Path) -> Picture:
     return Picture(str(path), lambda: open_picture(path))
 
 
-def open_picture(path: Path) -> Tensor:
+def open_picture(file: Path | IO[bytes]) -> Tensor:
     """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation, colours as in `models.pictures`."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         return torch.from_numpy(np.array(rgb(ImageOps.exif_transpose(image))))
 
 

@@ -377,7 +377,7 @@ def test_the_report_says_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     assert f"### {DETECTOR}: 200 people, 50 pictures, 300 boxes" in text
     assert "| small | 0.000 | 0.101 | 0.101-0.101 | 0.112 | 0.101 | 0.101 | 5.000 | 31.4 |" in text
     assert "| band, p = 0.5 | 0.500 | 0.415 |" in text
-    assert "| recovered gain at equal cost | p = 0.25 | p = 0.5 | p = 0.6 | p = 0.75 |" in text
+    assert "small net first at equal cost | p = 0.25 | p = 0.5 | p = 0.6 | p = 0.75 |" in text
     assert f"| {TOP} | 0.12 (0.08-0.25) | 0.25 (0.17-0.50) | 0.30 (0.20-0.60) | 0.38 (0.25-0.75) |" in text
 
 

@@ -84,6 +84,15 @@ def test_another_split_is_used_whole(tmp_path: Path):
     assert len(names(tmp_path)) == 4  # no `train`: simply the pictures
 
 
+def test_pictures_of_people_are_upright_as_the_service_has_them(tmp_path: Path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    coco(tmp_path, "val", [3])
+    draw(tmp_path / "3.png", (40, 20), exif=turned)
+    (found,) = pictures_of([tmp_path], "val", None, 200, silent)
+    assert found.load().shape == (40, 20, 3)
+
+
 def test_frames_of_a_video_are_taken_at_equal_distances(tmp_path: Path):
     video = film(tmp_path / "a.avi", 12)
     found = pictures_of([video], None, 5, 200, silent)
