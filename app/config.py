@@ -98,7 +98,7 @@ class ConfigStore:
         version = 1
         if self._state_file is not None:
             calibration, version = self._restore(self._state_file, calibration)
-        self._made_with = calibration.made_with
+        self._calibration = calibration
         for warning in self._calibration_warnings():
             log.warning(warning)
         self.policy = SplitPolicy(
@@ -125,18 +125,23 @@ class ConfigStore:
             theirs = self._read_calibration(changes["calibration"])
             changes = {"theta": theirs.theta} | changes
         live = replace(self.live, **changes)
-        self.policy.configure(
-            p=live.p,
-            theta=live.theta,
-            mode=live.mode,
-            policy=live.policy,
-            calibration=theirs.scores if theirs else None,
-        )
+        if theirs == self._calibration:
+            theirs = None
+        if (
+            live != self.live or theirs
+        ):  # who sends again what is in force takes nothing from what has been learned
+            self.policy.configure(
+                p=live.p,
+                theta=live.theta,
+                mode=live.mode,
+                policy=live.policy,
+                calibration=theirs.scores if theirs else None,
+            )
+            log.info("configuration changed to version %s: %s", self.policy.snapshot.version, changes)
         self.live = live
         self.source = "patch" if self._state_file is None else "state"
         if theirs:
-            self._made_with = theirs.made_with
-        log.info("configuration changed to version %s: %s", self.policy.snapshot.version, changes)
+            self._calibration = theirs
         self._save()
 
     def report(self) -> dict[str, Any]:
@@ -168,18 +173,19 @@ class ConfigStore:
                 f"{own.name} names the pair's own calibration; the file of that name in CALIBRATION_DIR is not used: "
                 "give it another name"
             )
-        if self._made_with.min_score != self.live.min_score:
+        made_with = self._calibration.made_with
+        if made_with.min_score != self.live.min_score:
             warnings.append(
-                f"the calibration was made with min_score {self._made_with.min_score}, the service runs with "
+                f"the calibration was made with min_score {made_with.min_score}, the service runs with "
                 f"{self.live.min_score}: the share may be off in mode `fixed`"
             )
-        if self._made_with.router_sha256 != self._manifest.router.sha256:
+        if made_with.router_sha256 != self._manifest.router.sha256:
             warnings.append(
                 "the calibration was made with another router, whose scores say nothing of this one's: the share "
                 "comes right in mode `tracking` alone, after some hundred people; `python -m calibration.thresholds` "
                 "makes one that fits"
             )
-        elif self._made_with.detector_sha256 != self._manifest.detector.sha256:
+        elif made_with.detector_sha256 != self._manifest.detector.sha256:
             warnings.append(
                 "the calibration was made with another detector: the share may be off in mode `fixed`"
             )
@@ -219,8 +225,6 @@ class ConfigStore:
             if type(version) is not int or version < 1:
                 raise ValueError("version")
             changes = parse_patch(json.dumps(state).encode())
-            if "calibration" in changes:
-                calibration = self._read_calibration(changes["calibration"])
         except FileNotFoundError:
             if not os.access(path.parent, os.W_OK):
                 self._warn("STATE_FILE cannot be written: its folder is not there, or not writable")
@@ -229,6 +233,12 @@ class ConfigStore:
             reason = error.detail if isinstance(error, ApiError) else "it is damaged or cannot be read"
             self._warn(f"STATE_FILE is ignored: {reason}")
             return calibration, 1
+        if "calibration" in changes:
+            try:
+                calibration = self._read_calibration(changes["calibration"])
+            except ApiError as error:  # such as another router's, since a new version came with one
+                self._warn(f"STATE_FILE's calibration and theta are ignored: {error.detail}")
+                changes = {name: changes[name] for name in changes.keys() - {"calibration", "theta"}}
         self.live = replace(self.live, **changes)
         self.source = "state"
         log.info("configuration comes from STATE_FILE and wins over the environment: %s", changes)

@@ -125,8 +125,10 @@ class SplitPolicy:
             if revision is not None:
                 behind = (self.snapshot.revision - revision) * PEOPLE_PER_REVISION
                 self._lag = max(LAG_KEPT * self._lag, behind)
-            # Leaky, so that a long spell of unreachable shares is not paid back for ever.
-            self._shortfall += self.snapshot.p - hard - self._shortfall / (4 * self._horizon)
+            # Bounded by what can be asked for, so that a long spell of unreachable shares is not paid back for ever.
+            p = self.snapshot.p
+            most, least = (1 - p) * self._horizon, -p * self._horizon
+            self._shortfall = min(most, max(least, self._shortfall + p - hard))
         self._live.append(difficulty)
         self._since_revision += 1
         if self._since_revision >= PEOPLE_PER_REVISION and self.snapshot.mode == "tracking":

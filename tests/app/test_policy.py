@@ -54,6 +54,28 @@ def test_the_share_recovers_from_an_abrupt_shift_of_two_standard_deviations(shif
         assert send(split, normal(rng, 2500, shift))[500:].mean() == pytest.approx(p, abs=0.03)
 
 
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("shift", [3, -3])
+def test_the_share_is_p_beside_many_others_who_are_routed_by_another(shift, p):
+    """Nine of ten people come with requests of an own p, and are other people."""
+    rng = np.random.default_rng(0)
+    split = policy(normal(rng, 2000), p, rule="top")
+    hard = []
+    for score in normal(rng, 3000):
+        for other in normal(rng, 9, shift):
+            split.observe(float(other), split.for_p(1.0).route(float(other)), own_p=False)
+        hard.extend(send(split, [score]))
+    assert np.mean(hard[1000:]) == pytest.approx(p, abs=0.03)
+
+
+def test_a_spell_of_unreachable_shares_is_not_paid_back_for_long():
+    rng = np.random.default_rng(0)
+    split = policy(normal(rng, 2000), 0.5, rule="top")
+    for score in map(float, normal(rng, 3000)):
+        split.observe(score, Route.easy, own_p=True)
+    assert send(split, normal(rng, 1000)).sum() == pytest.approx(550, abs=20)
+
+
 def test_fixed_mode_uses_eq_7_and_8_of_the_calibration_and_never_moves():
     scores = normal(np.random.default_rng(0), 1000)
     split = policy(scores, 0.4, mode="fixed")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.config import ConfigPatch
 from tests.app.conftest import calibration, picture_of
 from tests.app.routes.test_pose import error
 
@@ -228,11 +229,34 @@ def test_a_calibration_file_survives_a_restart_while_it_is_this_routers(serve, t
     patch(serve(**asked), {"calibration": "night.json"})
     body = serve(**asked).get("/config").json()
     assert (body["calibration"], body["thresholds"]["k1"], body["source"]) == ("night.json", 0.52, "state")
+
+
+def test_of_a_state_file_whose_calibration_is_another_routers_the_rest_is_kept(serve, tmp_path: Path):
+    night = tmp_path / "night.json"
+    night.write_text(json.dumps(calibration(0.5, 0.7) | {"theta": 0.2}))
+    asked = {"mode": "fixed", "calibration_dir": tmp_path, "state_file": tmp_path / "state.json"}
+    before = serve(**asked).get("/config").json()
+    patch(serve(**asked), {"calibration": "night.json", "p": 0.125})
     night.write_text(json.dumps(calibration(0.5, 0.7, router_sha256="0" * 64)))
     body = serve(**asked).get("/config").json()
-    assert (body["thresholds"]["k1"], body["source"]) == (0.42, "environment")
+    assert (body["p"], body["source"], body["version"]) == (0.125, "state", 2)
+    assert (body["calibration"], body["theta"]) == (before["calibration"], before["theta"])
     (warning,) = body["warnings"]
-    assert warning.startswith("STATE_FILE is ignored: calibration: night.json was made with another pair")
+    assert warning.startswith(
+        "STATE_FILE's calibration and theta are ignored: calibration: night.json was made"
+    )
+
+
+def test_who_sends_what_is_in_force_resets_nothing(serve, tmp_path: Path):
+    client = serve(state_file=tmp_path / "state.json")
+    for _ in range(3):
+        client.post("/pose", content=HARD, headers={"Content-Type": "image/png"})
+    before = client.get("/config").json()
+    assert before["realised"]["people"] == 3
+    settings = {name: before[name] for name in ConfigPatch.model_fields}
+    body = patch(client, settings, If_Match='"1"').json()
+    assert {**body, "source": before["source"]} == before
+    assert patch(client, settings | {"p": 0.1}, If_Match='"1"').json()["realised"]["people"] == 0
 
 
 def test_without_a_state_file_a_restart_returns_to_the_environment(serve):
