@@ -254,9 +254,10 @@ class Stage:
     time. buckets: the batch sizes to choose from; a batch is the largest of them that is there, is worth it (`limit`)
     and ends before the earliest deadline that the smallest could keep. max_passed_over_s: once an item has waited
     longer, the queue of the oldest goes first, whichever it is. least_beside: items that must wait for a batch to start
-    while another runs. run_alone: the same work on more cores, for an item that comes while the crew has nothing else
-    to do; what it fails at is tried again as usual. crew: the threads, shared by stages that share cores; without it as
-    many as there are runs.
+    while another runs; a thread that would stand idle starts with fewer, beside batches of a multiple of that.
+    run_alone: the same work on more cores, for an item that comes while the crew has nothing else to do; what it fails
+    at is tried again as usual. crew: the threads, shared by stages that share cores; without it as many as there are
+    runs.
     """
 
     def __init__(
@@ -371,6 +372,11 @@ class Stage:
     def ready(self) -> bool:
         alone = len(self._free) == len(self._slots)
         return bool(self._free) and self._waiting >= (1 if alone else self._least_beside)
+
+    @property
+    def ready_for_idle(self) -> bool:
+        whole = all(len(slot.held) % self._least_beside == 0 for slot in self._slots)
+        return bool(self._free) and self._waiting > 0 and whole
 
     @property
     def oldest(self) -> float:

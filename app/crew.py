@@ -29,6 +29,10 @@ class Member(Protocol):
         """Whether a batch could start now."""
 
     @property
+    def ready_for_idle(self) -> bool:
+        """Whether one could, if only for a thread that has nothing else to do."""
+
+    @property
     def oldest(self) -> float:
         """Since when something waits, in monotonic seconds."""
 
@@ -134,7 +138,9 @@ class Crew:
             return run
 
     def _ready(self) -> list[Member]:
-        return [stage for stage in self._stages if stage.ready]
+        return [stage for stage in self._stages if stage.ready] or [
+            stage for stage in self._stages if stage.ready_for_idle
+        ]
 
     def _choose(self, ready: list[Member]) -> Member:
         if time.monotonic() - min(stage.oldest for stage in ready) > self._max_passed_over_s:

@@ -685,7 +685,7 @@ async def test_when_one_of_two_networks_dies_the_stage_has_died_and_everybody_is
 @on_loop
 async def test_a_batch_beside_another_needs_so_many_items():
     worker = Worker(crew=Crew(2, LONG), places=2, least_beside=3)
-    await worker.hold()
+    await worker.hold()  # one, not a multiple of three
     futures = [worker.submit(item) for item in (1, 2)]
     await asyncio.sleep(0.02)
     assert worker.batches == []
@@ -693,6 +693,19 @@ async def test_a_batch_beside_another_needs_so_many_items():
     while not worker.batches:
         await asyncio.sleep(0.001)
     assert worker.batches == [[1, 2]]  # rounded down to a bucket
+    worker.gate.set()
+    assert [await outcome(future) for future in futures] == [10, 20, 30]
+    worker.end()
+
+
+@on_loop
+async def test_an_idle_thread_takes_what_a_whole_batch_has_left_over():
+    worker = Worker(crew=Crew(2, LONG), places=2, least_beside=2)
+    await both_wait(worker)
+    worker.gate.clear()
+    with worker.stage.crew.wake:
+        futures = [worker.submit(item) for item in (1, 2, 3)]
+    assert await asyncio.to_thread(until, lambda: worker.batches == [[1, 2], [3]])
     worker.gate.set()
     assert [await outcome(future) for future in futures] == [10, 20, 30]
     worker.end()

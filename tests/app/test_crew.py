@@ -22,6 +22,7 @@ class Batches:
         self.seconds_waiting = work
         self.oldest = self.oldest_request = time.monotonic() - since
         self.waiting = 0
+        self.for_idle = False
         self.alone: list[bool] = []
         self.ended = 0
         self.let_go = threading.Semaphore(0)
@@ -31,6 +32,10 @@ class Batches:
 
     @property
     def ready(self) -> bool:
+        return self.waiting > 0 and not self.for_idle
+
+    @property
+    def ready_for_idle(self) -> bool:
         return self.waiting > 0
 
     def take(self, alone: bool) -> Callable[[], None]:
@@ -70,6 +75,20 @@ def test_so_many_batches_run_at_once_as_there_are_threads() -> None:
     stage.let_go.release()
     assert until(lambda: len(order) == 3)
     end(crew, stage)
+
+
+def test_what_is_for_idle_threads_goes_last() -> None:
+    crew, order = Crew(1, 0.0), []
+    first, second = (Batches(crew, order, name, work=9, since=9) for name in ("for idle", "ready"))
+    first.for_idle = True
+    with crew.wake:
+        first.add()
+        second.add(2)
+    first.let_go.release()
+    second.let_go.release(2)
+    crew.start()
+    assert until(lambda: order == ["ready", "ready", "for idle"])
+    end(crew, first, second)
 
 
 def test_of_what_waits_the_stage_with_the_most_work_goes_first() -> None:
