@@ -28,26 +28,40 @@ class Admission:
         self._max_bytes = max_bytes
         self._finished: deque[tuple[float, int]] = deque(maxlen=64)
 
+    def admit(self, pictures: int, size: int) -> "Room":
+        """Room for `pictures` and `size` bytes in all, to be given back by `with`. Raises as `Room.take`."""
+        room = Room(self)
+        room.take(pictures, size)
+        return room
+
     @contextmanager
-    def admit(self, pictures: int, size: int, own: int = 0) -> Iterator[None]:
-        """Hold room for `pictures` and `size` bytes in all. own: bytes that the request holds already. Raises
-        Overloaded, and TooLarge where even an idle service would have no room. For a body, whose pictures are not known
-        yet, `pictures` is 0; it is refused where there is no room for one."""
-        if pictures > self._max_pictures or own + size > self._max_bytes:
-            raise TooLarge
-        if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
-            raise Overloaded(self.retry_after_s())
-        if self.pictures == 0:  # the time without work says nothing of how fast work is done
-            self._finished.clear()
-        self.pictures += pictures
+    def sending(self, size: int) -> Iterator[None]:
+        """Count an answer of `size` bytes for as long as its client takes them. Nobody is refused his answer, but
+        others their requests."""
         self.bytes += size
         try:
             yield
         finally:
-            self.pictures -= pictures
             self.bytes -= size
-            if pictures:
-                self._finished.append((time.monotonic(), pictures))
+
+    def check(self, pictures: int, size: int) -> None:
+        """Raises Overloaded without room for so much more. For a body, whose pictures are not known yet, `pictures` is
+        0; it is refused where there is no room for one."""
+        if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
+            raise Overloaded(self.retry_after_s())
+
+    def fits(self, pictures: int, size: int) -> bool:
+        """Whether an idle service would have room for so much."""
+        return pictures <= self._max_pictures and size <= self._max_bytes
+
+    def change(self, pictures: int, size: int) -> None:
+        """Count what is taken, or given back."""
+        if self.pictures == 0:  # the time without work says nothing of how fast work is done
+            self._finished.clear()
+        self.pictures += pictures
+        self.bytes += size
+        if pictures < 0:
+            self._finished.append((time.monotonic(), -pictures))
 
     def retry_after_s(self) -> int:
         """Seconds until half of what is pending will be done at the present rate, 1 to 60."""
@@ -56,6 +70,31 @@ class Admission:
         seconds = time.monotonic() - self._finished[0][0]
         rate = sum(pictures for _, pictures in self._finished) / max(seconds, 1e-3)
         return min(60, max(1, math.ceil(self.pictures / 2 / rate)))
+
+
+class Room:
+    """What one request holds of an `Admission`, until it is left."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.pictures = 0
+        self.bytes = 0
+        self._admission = admission
+
+    def take(self, pictures: int, size: int) -> None:
+        """Hold so much more. Raises Overloaded, and TooLarge where even an idle service would have no room for it
+        beside what is held already."""
+        if not self._admission.fits(self.pictures + pictures, self.bytes + size):
+            raise TooLarge
+        self._admission.check(pictures, size)
+        self._admission.change(pictures, size)
+        self.pictures += pictures
+        self.bytes += size
+
+    def __enter__(self) -> "Room":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.change(-self.pictures, -self.bytes)
 
 
 class Ahead:

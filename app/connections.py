@@ -10,11 +10,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_OPEN_FILES = 65_536
 
+RECEIVED = 65_536
+"""Bytes that are taken from a connection at a time. In chunks of one byte these are 11,000, for which the event loop
+stands still."""
+
+LEAST_RATE = 32_768
+"""Bytes a second in which an answer must be taken."""
+
 
 class Connection(H11Protocol):
     """One client's connection, looked at every `patience_s` seconds. It is closed when all the time since the last look
-    it waited for the head of a request, for the client to take a byte of the answer, or to hear that this was the last.
-    Between requests it may rest for uvicorn's `timeout_keep_alive`. Bodies have a time limit of their own
+    it waited for the head of a request, for the client to take the answer at `LEAST_RATE`, or to hear that this was the
+    last. Between requests it may rest for uvicorn's `timeout_keep_alive`. Bodies have a time limit of their own
     (`intake`)."""
 
     patience_s = 30.0
@@ -22,7 +29,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, Answers(transport, self))
+        transport.max_size = RECEIVED  # type: ignore[attr-defined]
         self._seen: object = None
+        self._taker: object = None
+        self._taken = 0
         self._look()
 
     def data_received(self, data: bytes) -> None:
@@ -45,12 +55,16 @@ class Connection(H11Protocol):
         answering = self.cycle is not None and not self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
         resting = self.timeout_keep_alive_task is not None and not unsent
-        state = (self.cycle, answering, resting, cast(Answers, self.transport).given - unsent)
+        taken = cast(Answers, self.transport).given - unsent
+        state = (self.cycle, answering, resting, taken)
         # An answer that nobody takes may be the last one's, while the next one is worked on.
-        if state == self._seen and not resting and (unsent or not answering):
+        held = state == self._seen and not resting and (unsent or not answering)
+        slow = taken - self._taken < LEAST_RATE * self.patience_s
+        if held or (unsent and self._taker is self.cycle and slow):
             self.transport.abort()
             return
         self._seen = state
+        self._taker, self._taken = self.cycle if unsent else None, taken
         self._timer = self.loop.call_later(self.patience_s, self._look)
 
 

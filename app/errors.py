@@ -126,10 +126,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
 
 
+EXPLAINED = 8
+"""A query may have thousands of unknown parameters."""
+
+
 def explain(errors: Any) -> str:
-    """Validation errors as one line. The input itself is not repeated: it may be NaN, which JSON has no word for."""
+    """The first validation errors as one line. The input itself is not repeated: it may be NaN, which JSON has no word
+    for."""
     return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc'] if part != 'query')}: {e['msg']}" for e in errors
+        f"{'.'.join(str(part) for part in e['loc'] if part != 'query')}: {e['msg']}"
+        for e in errors[:EXPLAINED]
     )
 
 

@@ -5,6 +5,7 @@ import base64
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
 from app.batching import ClientGone
+from app.crew import in_pool
 from app.decode import Header, decode, read_header
 from app.errors import ApiError
 from app.multipart import read_parts
@@ -25,6 +27,9 @@ from models.album import to_device
 TAKEN = "send multipart/form-data, image/* or application/json"
 CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
 MAX_NAME = 255
+
+PARSERS = ThreadPoolExecutor(2, thread_name_prefix="parser")
+"""Two bodies are taken apart at a time: each needs up to three times its own size meanwhile, which nothing counts."""
 
 # The bounds keep a box's arithmetic finite in float32; no picture comes near them.
 Coordinate = Annotated[float, Field(ge=-1e8, le=1e8, allow_inf_nan=False)]
@@ -94,10 +99,10 @@ async def read(request: Request, settings: Settings, take: Take = lambda _: None
         return [Upload(body)]
     if media_type == "multipart/form-data":
         body = await read_body(request, settings.body_limit, settings, take)
-        uploads = await asyncio.to_thread(_from_multipart, body, options.get(b"boundary", b""), settings)
+        uploads = await in_pool(PARSERS, _from_multipart, body, options.get(b"boundary", b""), settings)
     elif media_type == "application/json":
         body = await read_body(request, settings.body_limit, settings, take)
-        uploads = await asyncio.to_thread(_from_json, body, settings)
+        uploads = await in_pool(PARSERS, _from_json, body, settings)
     else:
         raise ApiError(415, "unsupported_media_type", TAKEN, CLOSE)
     if not uploads:

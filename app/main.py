@@ -48,6 +48,7 @@ def create_app(service: Service) -> FastAPI:
         telemetry=tracing.CONFIG,
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere; `routes.page` has one that does not
         redoc_url=None,
+        redirect_slashes=False,  # a picture would be sent again, to whatever address and scheme the request says
     )
     app.openapi = describe(app.openapi)  # type: ignore[method-assign]
     app.state.service = service

@@ -6,11 +6,12 @@ import socket
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.connections import connection_class
+from app.connections import Connection, connection_class
 
 log = logging.getLogger("dynpose.server")
 
@@ -74,9 +75,13 @@ class Server(uvicorn.Server):
         over = await super().on_tick(counter)
         if self._close_at is None:
             return over
-        # A client that is told so sends no further request into a connection that is about to be closed.
-        if CLOSE not in self.server_state.default_headers:
-            self.server_state.default_headers.append(CLOSE)
+        # A client that is told so sends no further request into a connection that is about to be closed. uvicorn makes
+        # a new list every second; requests keep that of their own.
+        connections = cast(set[Connection], self.server_state.connections)
+        begun = [each.cycle.default_headers for each in connections if each.cycle is not None]
+        for headers in (self.server_state.default_headers, *begun):
+            if CLOSE not in headers:
+                headers.append(CLOSE)
         return over or time.monotonic() >= self._close_at
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -5,15 +5,17 @@ import logging
 import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
+from starlette.types import Receive, Scope, Send
 
 from app import bombs, overlay, tracing
+from app.admission import Admission, Room
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
@@ -91,9 +93,8 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
     options = options_of(query, service)
     deadline_s = (query.deadline_ms or service.settings.deadline_ms) / 1000
     work = PoseRequest(Ticket(request_id(request), started + deadline_s), options)
-    with Room() as room:
-        room.callback(conclude, request, work.ticket, started)
-        with Room() as glance:  # is there room for all of it? What it takes is what arrives
+    with concluded(request, work.ticket, started), Room(service.admission) as room:
+        with Room(service.admission) as glance:  # is there room for all of it? What it takes is what arrives
             hold(glance, service, 0, body_bytes(request, service.settings.body_limit))
         with timed(work.ticket, "read"):
             try:
@@ -160,20 +161,25 @@ def body_bytes(request: Request, limit: int) -> int:
     return limit if announced is None else min(announced, limit)
 
 
-class Room(ExitStack):
-    """What a request holds until it is left. bytes: how many."""
-
-    bytes = 0
-
-
 def hold(room: Room, service: Service, pictures: int, size: int) -> None:
     """Take room for pictures and bytes until `room` is left. Raises Overloaded and TooLarge."""
     try:
-        room.enter_context(service.admission.admit(pictures, size, room.bytes))
+        room.take(pictures, size)
     except Overloaded:
         service.metrics.rejected("overloaded")
         raise
-    room.bytes += size
+
+
+class Drawing(Response):
+    """A drawn picture, which may be as large as many requests: its bytes count until the client has them."""
+
+    def __init__(self, content: bytes, media_type: str, admission: Admission) -> None:
+        super().__init__(content, media_type=media_type)
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._admission.sending(len(self.body)):
+            await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager
@@ -255,7 +261,7 @@ async def answer(
     if query.render:
         accept = request.headers.get("accept", "")
         drawn, kind = await service.in_thread(rendered, found[0], accept, work.ticket, time.monotonic())
-        return Response(drawn, media_type=kind)
+        return Drawing(drawn, kind, service.admission)
     if query.format == "coco":
         ids = [
             upload.image_id if upload.image_id is not None else index for index, upload in enumerate(uploads)
@@ -322,7 +328,11 @@ def people_by_route(outcomes: Sequence[Outcome | ApiError]) -> dict[str, int]:
     return dict(Tally(person.route or f"forced_{person.estimator}" for people in found for person in people))
 
 
-def conclude(request: Request, ticket: Ticket, started: float) -> None:
+@contextmanager
+def concluded(request: Request, ticket: Ticket, started: float) -> Iterator[None]:
     """Leave what is known of a request, answered or not, to the log and to the trace."""
-    request.state.facts["timing_ms"] = timing(ticket, time.monotonic() - started, LOGGED)
-    tracing.record(ticket.runs)
+    try:
+        yield
+    finally:
+        request.state.facts["timing_ms"] = timing(ticket, time.monotonic() - started, LOGGED)
+        tracing.record(ticket.runs)

@@ -22,8 +22,19 @@ def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
         pass
     with pytest.raises(TooLarge), admission.admit(1, 1001):
         pass
-    with admission.admit(0, 400), pytest.raises(TooLarge), admission.admit(1, 700, own=400):
-        pass  # with its own body never, however long it waits
+    with admission.admit(0, 400) as room:
+        with pytest.raises(TooLarge):
+            room.take(1, 700)  # with its own body never, however long it waits
+        room.take(1, 600)
+        assert (admission.pictures, admission.bytes) == (1, 1000)
+    assert (admission.pictures, admission.bytes) == (0, 0)
+
+
+def test_an_answer_counts_while_it_is_taken_and_is_never_refused():
+    admission = Admission(max_pictures=4, max_bytes=1000)
+    with admission.sending(1500), pytest.raises(Overloaded):
+        admission.admit(0, 1)
+    assert admission.bytes == 0
 
 
 def test_rule_4_room_is_given_back_when_the_work_fails():

@@ -179,6 +179,19 @@ async def test_a_slow_reader_is_waited_for_though_as_much_waits_for_it_at_each_l
 
 
 @with_connection
+async def test_a_reader_who_takes_a_few_bytes_at_each_look_is_not_waited_for(client):
+    (connection,) = client.state.connections
+    client.writer.write(GET % b"parts")
+    await client.reader.readuntil(b"\r\n\r\n")
+    connection.transport.get_write_buffer_size = lambda: PART
+    connection.transport.write = lambda _: None
+    async with asyncio.timeout(LONG):
+        while client.state.connections:
+            connection.transport.given += 100
+            await asyncio.sleep(PATIENCE_S / 5)
+
+
+@with_connection
 async def test_a_kept_connection_is_good_for_as_long_as_it_is_used(client):
     for _ in range(20):
         client.writer.write(GET % b"")

@@ -136,6 +136,17 @@ def test_what_was_admitted_is_answered_after_the_port_has_closed(start: Start, n
     assert server.process.wait(LONG) == 0
 
 
+def test_who_was_admitted_long_before_is_told_to_close(start: Start):
+    server = start(delay_s=10 * LONG)
+    admitted = server.held()
+    time.sleep(1.5)  # uvicorn makes its headers anew every second
+    server.signal(signal.SIGTERM)
+    assert server.line() == "draining"
+    time.sleep(0.3)  # it looks ten times a second
+    server.signal(signal.SIGUSR1)
+    assert admitted.getresponse().getheader("connection") == "close"
+
+
 def test_an_idle_connection_does_not_hold_up_the_end(start: Start):
     server = start()
     idle, fresh = server.connect(), server.connect()

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from app.admission import TooLarge
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, StageDied, StageFailed
-from app.errors import SLICE, ApiError, RequestId, install, to_api_error
+from app.errors import SLICE, ApiError, RequestId, explain, install, to_api_error
 
 Seen = list[tuple[str, int, float]]
 
@@ -156,6 +156,11 @@ def test_a_parameter_out_of_range_is_named(client: Client, value: str) -> None:
     answer = client.get("/p", params={"p": value})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
     assert answer.json()["detail"].startswith("p: ")
+
+
+def test_of_very_many_bad_parameters_a_few_are_named() -> None:
+    errors = [{"loc": ("query", f"x{number}"), "msg": "not known"} for number in range(500)]
+    assert explain(errors).count("not known") == 8
 
 
 def test_every_bad_parameter_is_named(client: Client) -> None:

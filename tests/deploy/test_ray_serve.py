@@ -40,6 +40,7 @@ IN_PROCESS = {
     "test_a_dead_stage_fails_both_checks_and_everything_it_is_asked",
     "test_a_stage_that_is_stuck_is_given_up_on",
     "test_no_room_is_429_with_retry_after",
+    "test_a_drawing_counts_until_its_client_has_it",
     "test_requests_are_refused_while_loading_and_while_draining",
     "test_bodies_that_have_no_room_are_refused_before_they_are_read",
     "test_every_change_is_logged_with_its_version_and_no_refusal_is",

@@ -391,6 +391,23 @@ def test_no_room_is_429_with_retry_after(serve):
     assert 'dynpose_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
 
 
+def test_a_drawing_counts_until_its_client_has_it(client, monkeypatch):
+    counted, sending = [], client.service.admission.sending
+    monkeypatch.setattr(
+        client.service.admission, "sending", lambda size: counted.append(size) or sending(size)
+    )
+    answer = post(client, render="overlay")
+    assert answer.status_code == 200
+    assert counted == [len(answer.content)]
+    assert client.service.admission.bytes == 0
+
+
+@pytest.mark.parametrize("path", ["/pose/", "/config/"])
+def test_a_picture_is_not_sent_elsewhere_for_a_slash_too_many(client, path):
+    answer = client.post(path, content=PEOPLE, headers={"Content-Type": "image/png"}, follow_redirects=False)
+    error(answer, 404, "not_found")
+
+
 def test_pictures_that_never_fit_are_413(serve):
     client = serve(max_pending_bytes=1000)
     error(post(client), 413, "too_large")
