@@ -200,6 +200,7 @@ class CostLine:
 
     DECAY = 0.995
     WORTH = 0.03
+    DEAR = 0.25
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
@@ -236,6 +237,11 @@ class CostLine:
         slope, base = self.terms
         bound = (1 + self.WORTH) * (slope + base / max(sizes))
         return min((size for size in sizes if slope + base / size <= bound), default=max(sizes))
+
+    def dear(self, size: int, limit: int) -> bool:
+        """Whether an item costs over 25 % (`DEAR`) more in a batch of `size` than in one of `limit`."""
+        slope, base = self.terms
+        return slope + base / size > (1 + self.DEAR) * (slope + base / limit)
 
 
 class _Slot:
@@ -379,6 +385,10 @@ class Stage:
         return bool(self._free) and self._waiting > 0 and whole
 
     @property
+    def worth_it(self) -> bool:
+        return not self.cost.dear(min(self._waiting, self.limit), self.limit)
+
+    @property
     def oldest(self) -> float:
         return min(queue.oldest() for queue in self.queues)
 
@@ -434,10 +444,12 @@ class Stage:
         return max((size for size in sizes if now + self.cost.seconds(size) <= deadline), default=0)
 
     def _next_queue(self, now: float) -> BatchQueue[Any, Any] | None:
-        oldest = min(self.queues, key=lambda queue: queue.oldest())
-        if now - oldest.oldest() > self._max_passed_over_s:
-            return oldest
-        return next((queue for queue in self.queues if queue.depth), None)
+        waiting = [queue for queue in self.queues if queue.depth]
+        if len(waiting) > 1:
+            oldest = min(waiting, key=lambda queue: queue.oldest())
+            if now - oldest.oldest() > self._max_passed_over_s:
+                return oldest
+        return waiting[0] if waiting else None
 
     def _run_batch(self, slot: _Slot, run_alone: Work | None) -> None:
         entries = slot.held

@@ -41,13 +41,14 @@ class ConfigPatch(BaseModel):
 
     p: Fraction = Field(defaults.P, description="share of people for the large net, a fraction from 0 to 1")
     theta: Fraction = Field(
-        defaults.THETA, description="eq. 7: where in the range of the scores k1 lies, 0 to 1"
+        defaults.THETA, description="for `band`: k1 = min + theta (max - min) of the scores, 0 to 1 (eq. 7)"
     )
     mode: Mode = Field(
         defaults.MODE, description="`tracking` holds the share as pictures change, `fixed` does not"
     )
     policy: Policy = Field(
-        defaults.POLICY, description="`band` is eq. 8; `top` sends the highest scores to the large net"
+        defaults.POLICY,
+        description="who is hard: `top`: the highest scores; `band`: scores above k1, but not the highest (eq. 8)",
     )
     min_score: Fraction = Field(
         defaults.MIN_SCORE, description="detections below this score are dropped, 0 to 1"

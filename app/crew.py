@@ -33,6 +33,10 @@ class Member(Protocol):
         """Whether one could, if only for a thread that has nothing else to do."""
 
     @property
+    def worth_it(self) -> bool:
+        """Whether a batch now would cost an item hardly more than one that waits for further items."""
+
+    @property
     def oldest(self) -> float:
         """Since when something waits, in monotonic seconds."""
 
@@ -55,7 +59,8 @@ class Member(Protocol):
 class Crew:
     """As many threads as may run networks at once. Each takes the next batch of whichever stage is ready: the one with
     the most work, until something has waited in its queue for longer than `max_passed_over_s`, and then that of the
-    oldest request, so that what was begun is finished before more is.
+    oldest request, so that what was begun is finished before more is. For so long a batch that is not worth it yet
+    leaves others the way.
 
     More threads than cores would only slow each other down, and a thread for each stage would often have to be woken
     while another runs out of work. What waits meanwhile gathers into a larger batch.
@@ -143,9 +148,11 @@ class Crew:
         ]
 
     def _choose(self, ready: list[Member]) -> Member:
-        if time.monotonic() - min(stage.oldest for stage in ready) > self._max_passed_over_s:
-            return min(ready, key=lambda stage: stage.oldest_request)
-        return max(ready, key=lambda stage: stage.seconds_waiting)
+        since = time.monotonic() - self._max_passed_over_s
+        stages = [stage for stage in ready if stage.worth_it or stage.oldest < since] or ready
+        if any(stage.oldest < since for stage in stages):
+            return min(stages, key=lambda stage: stage.oldest_request)
+        return max(stages, key=lambda stage: stage.seconds_waiting)
 
 
 def _give_way(niceness: int) -> None:

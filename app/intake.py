@@ -83,7 +83,6 @@ class Picture:
     name: str | None
     width: int
     height: int
-    image_id: int | str | None = None
 
 
 async def read(request: Request, settings: Settings, take: Take = lambda _: None) -> list[Upload]:
@@ -123,7 +122,7 @@ def to_picture(upload: Upload, device: torch.device) -> Picture:
     pixels = decode(upload.data)
     height, width, _ = pixels.shape
     check_boxes(upload.boxes or (), width, height)
-    return Picture(to_device(pixels, device), upload.name, width, height, upload.image_id)
+    return Picture(to_device(pixels, device), upload.name, width, height)
 
 
 def check_boxes(boxes: Sequence[Bbox], width: int, height: int) -> None:

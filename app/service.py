@@ -78,7 +78,7 @@ loop; 0.5 ms give three quarters of that, 0.2 ms a third."""
 WATCH_INTERVAL_S = 0.5
 
 MAX_THREAD_WAIT_S = 0.1
-"""How long people and pictures wait for a thread while other stages have more work."""
+"""How long people and pictures wait for a thread while other stages have more work, or larger batches to run."""
 
 
 def manifest_of(settings: Settings) -> Manifest:

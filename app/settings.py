@@ -65,13 +65,14 @@ class Settings(BaseSettings):
     p: Fraction = Field(defaults.P, description="share of people for the large net, fraction 0 to 1")
     theta: Fraction | None = Field(
         None,
-        description="eq. 7: where in the range of scores k1 lies, 0 to 1; unset: as in the calibration file",
+        description="for band: k1 = min + theta (max - min) of the scores, 0 to 1; unset: as in the calibration file",
     )
     mode: Mode = Field(
         defaults.MODE, description="tracking: hold the share as pictures change; fixed: do not"
     )
     policy: Policy = Field(
-        defaults.POLICY, description="band: eq. 8; top: the highest scores to the large net"
+        defaults.POLICY,
+        description="who is hard: top: the highest scores; band: scores above k1, but not the highest (the paper's rule)",
     )
     min_score: Fraction = Field(
         defaults.MIN_SCORE, description="detections below this score are dropped, 0 to 1"

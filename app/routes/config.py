@@ -55,7 +55,8 @@ async def get_config(request: Request) -> Response:
     openapi_extra={"requestBody": BODY} | TOKEN,
 )
 async def patch_config(request: Request) -> Response:
-    """JSON Merge Patch, all or nothing, in force from the next request on. `If-Match` guards against lost updates."""
+    """JSON Merge Patch, all or nothing. `min_score` and `flip_test` hold for requests that come after it, the others
+    for requests of which nobody has been routed yet. `If-Match` guards against lost updates."""
     service = service_of(request)
     authorise(request, service.settings.admin_token)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -450,6 +450,7 @@ def test_the_cost_line_is_the_line_that_batches_lie_on():
         cost.add(size, 0.003 * size + 0.008)
     assert cost.terms == pytest.approx((0.003, 0.008))
     assert cost.seconds(16) == pytest.approx(0.056)
+    assert [cost.dear(size, 16) for size in (1, 4, 8, 16)] == [True, True, False, False]
 
 
 COSTS = {

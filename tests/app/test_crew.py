@@ -23,6 +23,7 @@ class Batches:
         self.oldest = self.oldest_request = time.monotonic() - since
         self.waiting = 0
         self.for_idle = False
+        self.worth_it = True
         self.alone: list[bool] = []
         self.ended = 0
         self.let_go = threading.Semaphore(0)
@@ -75,6 +76,20 @@ def test_so_many_batches_run_at_once_as_there_are_threads() -> None:
     stage.let_go.release()
     assert until(lambda: len(order) == 3)
     end(crew, stage)
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(0, "full"), (9, "small")])
+def test_a_small_batch_leaves_others_the_way_but_not_for_long(waited: float, expected: str) -> None:
+    crew, order = Crew(1, 5.0), []
+    small, full = Batches(crew, order, "small", work=9, since=waited), Batches(crew, order, "full")
+    small.worth_it = False
+    with crew.wake:
+        small.add()
+        full.add()
+    crew.start()
+    assert until(lambda: order[:1] == [expected])
+    end(crew, small, full)
+    assert len(order) == 2
 
 
 def test_what_is_for_idle_threads_goes_last() -> None:
