@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     )
     policy: Policy = Field(
         defaults.POLICY,
-        description="who is hard: top: the highest scores; band: scores above k1, but not the highest (the paper's rule)",
+        description="who is hard: top: the highest scores; band: those above k1, but not the highest (the paper's)",
     )
     min_score: Fraction = Field(
         defaults.MIN_SCORE, description="detections below this score are dropped, 0 to 1"

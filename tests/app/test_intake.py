@@ -375,9 +375,9 @@ def test_a_picture_of_too_many_bytes_or_pixels_is_too_large(data: bytes) -> None
     assert code(refused.value) == (413, "too_large")
 
 
-def test_a_picture_keeps_its_name_and_its_id() -> None:
+def test_a_picture_keeps_its_name() -> None:
     found = to_picture(Upload(PNG, "a.png", 7, [(0, 0, 1, 1)]), torch.device("cpu"))
-    assert (found.name, found.image_id, found.width, found.height) == ("a.png", 7, 20, 10)
+    assert (found.name, found.width, found.height) == ("a.png", 20, 10)
     assert found.pixels.shape == (10, 20, 3)
 
 
