@@ -34,13 +34,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 def spare_memory() -> None:
     """glibc gives each thread memory of its own, of which every one keeps what its largest picture needed: with two
     such arenas a loaded service takes 80 MB less. And with each large block that is freed it learns to keep larger
-    ones: 40 to 80 MB less without that. Kept are blocks as large as the large net's input for four people (5.3 MB), but
-    no picture of 1920 x 1080 (6.2 MB). Elsewhere nothing."""
+    ones: 40 to 80 MB less without that. Elsewhere nothing."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_ARENA_MAX, 2)
-        mallopt(M_MMAP_THRESHOLD, 11 << 19)
-        mallopt(M_TRIM_THRESHOLD, 16 << 20)
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 1 << 20)
 
 
 def main() -> int:
