@@ -128,9 +128,8 @@ class ConfigStore:
         live = replace(self.live, **changes)
         if theirs == self._calibration:
             theirs = None
-        if (
-            live != self.live or theirs
-        ):  # who sends again what is in force takes nothing from what has been learned
+        # Who sends again what is in force takes nothing from what has been learned.
+        if live != self.live or theirs:
             self.policy.configure(
                 p=live.p,
                 theta=live.theta,

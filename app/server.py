@@ -26,7 +26,7 @@ class Server(uvicorn.Server):
 
     on_drain: called at the first signal, after which the application answers 503. drain_delay_s: seconds until the port
     is closed, for a load balancer to notice. grace_s: seconds that admitted requests then have; what they cut off is
-    logged. A second signal ends the process at once. patience_s: seconds without progress that a connection may take.
+    logged. A second signal ends the process at once. patience_s: between two looks at whether a connection gets on.
     keep_alive_s: seconds that it may rest between requests.
     """
 
@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
                 workers=1,  # else uvicorn itself reads WEB_CONCURRENCY, and fails on an empty one
                 loop="asyncio",  # whatever else is installed: what is measured is what is served
                 http=connection_class(patience_s),
+                ws="none",  # whatever else is installed, again
                 timeout_keep_alive=keep_alive_s,
                 timeout_graceful_shutdown=grace_s,
                 access_log=False,

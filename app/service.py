@@ -50,8 +50,8 @@ second in batches of 64 on an H200 that it does in batches of 16."""
 LEAST_BESIDE = {"detect": 1, "score": PIECES[0], "small": PIECES[0], "large": PIECES[0]}
 """Items with which a stage starts a batch beside another. Fewer might need the same one of a network's two sizes, and
 wait for it while the thread could do something else; where it could not, and the other batch is all of the larger
-pieces, fewer do start. (Small net and bundled router share theirs; but only `flip_test`
-and `estimator=small` run the small net then.)"""
+pieces, fewer do start. (Small net and bundled router share theirs; but only `flip_test` and `estimator=small` run the
+small net then.)"""
 
 ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))
 """Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of

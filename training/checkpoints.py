@@ -24,6 +24,8 @@ def load_checkpoint(path: Path, run: str, device: torch.device) -> dict[str, Any
     """Raises OtherRun, or DataError for a damaged file."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # torch.load raises almost anything for one
         raise DataError(f"{path} is damaged: remove it to start anew") from error
     if state.get("run") != run:

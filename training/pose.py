@@ -158,7 +158,7 @@ class Trainer:
         save_checkpoint(path, self.run, state)
 
     def load(self, path: Path) -> None:
-        """Raises OtherRun."""
+        """Raises as `load_checkpoint`."""
         state = load_checkpoint(path, self.run, self.device)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

@@ -63,7 +63,7 @@ export class Config {
     const before = this.#p;
     try {
       this.#take(await changeConfig({ p }, this.#etag));
-      note(`Turned from ${before.toFixed(2)} to ${p.toFixed(2)}; it holds from the next request on.`);
+      note(`Turned from ${before.toFixed(2)} to ${p.toFixed(2)}; it holds for whoever is routed from now on.`);
     } catch (problem) {
       await this.#failed(problem, p);
     }
