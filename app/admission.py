@@ -28,12 +28,6 @@ class Admission:
         self._max_bytes = max_bytes
         self._finished: deque[tuple[float, int]] = deque(maxlen=64)
 
-    def admit(self, pictures: int, size: int) -> "Room":
-        """Room for `pictures` and `size` bytes in all, to be given back by `with`. Raises as `Room.take`."""
-        room = Room(self)
-        room.take(pictures, size)
-        return room
-
     @contextmanager
     def sending(self, size: int) -> Iterator[None]:
         """Count an answer of `size` bytes for as long as its client takes them. Nobody is refused his answer, but

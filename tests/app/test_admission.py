@@ -3,26 +3,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.admission import Admission, Ahead, TooLarge
+from app.admission import Admission, Ahead, Room, TooLarge
 from app.batching import Overloaded
+
+
+def admitted(admission: Admission, pictures: int, size: int) -> Room:
+    room = Room(admission)
+    room.take(pictures, size)
+    return room
 
 
 def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
     admission = Admission(max_pictures=4, max_bytes=1000)
-    with admission.admit(3, 500):
-        with pytest.raises(Overloaded) as refusal, admission.admit(2, 10):
+    with admitted(admission, 3, 500):
+        with pytest.raises(Overloaded) as refusal, admitted(admission, 2, 10):
             pass
         assert refusal.value.retry_after_s >= 1
-        with pytest.raises(Overloaded), admission.admit(1, 501):
+        with pytest.raises(Overloaded), admitted(admission, 1, 501):
             pass
-        with admission.admit(1, 500):
+        with admitted(admission, 1, 500):
             pass
     assert (admission.pictures, admission.bytes) == (0, 0)
-    with pytest.raises(TooLarge), admission.admit(5, 1):
+    with pytest.raises(TooLarge), admitted(admission, 5, 1):
         pass
-    with pytest.raises(TooLarge), admission.admit(1, 1001):
+    with pytest.raises(TooLarge), admitted(admission, 1, 1001):
         pass
-    with admission.admit(0, 400) as room:
+    with admitted(admission, 0, 400) as room:
         with pytest.raises(TooLarge):
             room.take(1, 700)  # with its own body never, however long it waits
         room.take(1, 600)
@@ -33,15 +39,15 @@ def test_rule_4_room_is_bounded_in_pictures_and_bytes_for_the_whole_request():
 def test_an_answer_counts_while_it_is_taken_and_is_never_refused():
     admission = Admission(max_pictures=4, max_bytes=1000)
     with admission.sending(1500), pytest.raises(Overloaded):
-        admission.admit(0, 1)
+        admitted(admission, 0, 1)
     assert admission.bytes == 0
 
 
 def test_rule_4_room_is_given_back_when_the_work_fails():
     admission = Admission(max_pictures=1, max_bytes=10)
-    with pytest.raises(RuntimeError), admission.admit(1, 10):
+    with pytest.raises(RuntimeError), admitted(admission, 1, 10):
         raise RuntimeError
-    with admission.admit(1, 10):
+    with admitted(admission, 1, 10):
         pass
 
 
@@ -49,15 +55,15 @@ def test_a_refusal_says_when_half_of_what_is_pending_will_be_done(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("app.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     admission = Admission(max_pictures=40, max_bytes=1000)
-    with admission.admit(1, 1):
+    with admitted(admission, 1, 1):
         pass  # long ago: does not count
     now[0] += 3600
-    with admission.admit(39, 1):
+    with admitted(admission, 39, 1):
         assert admission.retry_after_s() == 1  # nothing is known yet
         for _ in range(11):
-            with admission.admit(1, 1):
+            with admitted(admission, 1, 1):
                 now[0] += 0.5  # two a second
-        with pytest.raises(Overloaded) as refusal, admission.admit(2, 1):
+        with pytest.raises(Overloaded) as refusal, admitted(admission, 2, 1):
             pass
     assert refusal.value.retry_after_s == pytest.approx(39 / 2 / 2, abs=2)
 
@@ -66,18 +72,23 @@ def test_a_refusal_never_asks_for_more_than_a_minute(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("app.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
     admission = Admission(max_pictures=40, max_bytes=1000)
-    with admission.admit(38, 1):
+    with admitted(admission, 38, 1):
         for _ in range(3):
-            with admission.admit(1, 1):
+            with admitted(admission, 1, 1):
                 now[0] += 1000
         assert admission.retry_after_s() == 60
 
 
 def test_a_body_is_refused_where_there_is_no_room_for_a_picture():
     admission = Admission(max_pictures=2, max_bytes=1000)
-    with admission.admit(0, 10), admission.admit(2, 10), pytest.raises(Overloaded), admission.admit(0, 10):
+    with (
+        admitted(admission, 0, 10),
+        admitted(admission, 2, 10),
+        pytest.raises(Overloaded),
+        admitted(admission, 0, 10),
+    ):
         pass
-    with admission.admit(0, 10):
+    with admitted(admission, 0, 10):
         pass
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 from PIL import Image
 
+from app.admission import Room
 from app.batching import Run, Ticket
 from app.intake import read, to_picture
 from app.routes.pose import timing
@@ -383,7 +384,8 @@ def test_a_request_is_as_old_as_its_body_is_whole(client, monkeypatch):
 
 def test_no_room_is_429_with_retry_after(serve):
     client = serve(max_pending_pictures=2)
-    with client.service.admission.admit(2, 100):
+    with Room(client.service.admission) as room:
+        room.take(2, 100)
         answer = post(client)
         error(answer, 429, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
@@ -537,7 +539,8 @@ def test_a_sane_request_id_is_kept_and_another_replaced(client):
 
 def test_bodies_that_have_no_room_are_refused_before_they_are_read(serve):
     client = serve(max_pending_bytes=100_000, max_body_bytes=100_000)
-    with client.service.admission.admit(0, 60_000):
+    with Room(client.service.admission) as room:
+        room.take(0, 60_000)
         error(post(client, b"x" * 50_000), 429, "overloaded")
         error(
             post(client, iter([PEOPLE])), 429, "overloaded"
