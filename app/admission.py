@@ -39,17 +39,17 @@ class Admission:
             self.bytes -= size
 
     def check(self, pictures: int, size: int) -> None:
-        """Raises Overloaded without room for so much more. For a body, whose pictures are not known yet, `pictures` is
-        0; it is refused where there is no room for one."""
+        """Raises Overloaded without room for so many pictures and `size` bytes more. For a body, whose pictures are not
+        known yet, `pictures` is 0; it is refused where there is no room for one."""
         if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
             raise Overloaded(self.retry_after_s())
 
     def fits(self, pictures: int, size: int) -> bool:
-        """Whether an idle service would have room for so much."""
+        """Whether an idle service would have room for so many pictures and `size` bytes."""
         return pictures <= self._max_pictures and size <= self._max_bytes
 
     def change(self, pictures: int, size: int) -> None:
-        """Count what is taken, or given back."""
+        """Count pictures and `size` bytes that are taken or, below 0, given back."""
         if self.pictures == 0:  # the time without work says nothing of how fast work is done
             self._finished.clear()
         self.pictures += pictures
@@ -67,7 +67,7 @@ class Admission:
 
 
 class Room:
-    """What one request holds of an `Admission`, until it is left."""
+    """Pictures and bytes that one request holds of an `Admission`, until it is left."""
 
     def __init__(self, admission: Admission) -> None:
         self.pictures = 0

@@ -60,7 +60,7 @@ class Crew:
     """As many threads as may run networks at once. Each takes the next batch of whichever stage is ready: the one with
     the most work, until something has waited in its queue for longer than `max_passed_over_s`, and then that of the
     oldest request, so that what was begun is finished before more is. For so long a batch that is not worth it yet
-    leaves others the way.
+    gives way to others.
 
     More threads than cores would only slow each other down, and a thread for each stage would often have to be woken
     while another runs out of work. What waits meanwhile gathers into a larger batch.
