@@ -344,10 +344,30 @@ class Bench:
                     await self.opened(name, running, "open", share, self.options.seconds, turn)
 
     async def overload(self) -> None:
-        """Twice what the service can do. Memory is read before, and when all of it is over."""
+        """Twice what the service can do, and then the pictures that it answered of these by themselves, in the closed
+        loop. Memory is read before, and when all of it is over."""
         service = self.running.get("service")
-        if isinstance(service, Server):
-            await self.opened("service", service, "overload", OVERLOAD, self.options.overload_seconds)
+        if not isinstance(service, Server):
+            return
+        await self.opened("service", service, "overload", OVERLOAD, self.options.overload_seconds)
+        named = {post.name: post for post in self.posts}
+        answered = [
+            named[name] for row in select(self.records, experiment="overload") for name in row["pictures"]
+        ]
+
+        async def measure() -> Record:
+            return await cells.closed(
+                service,
+                self.others("service"),
+                itertools.chain(answered[: 2 * ROUND_CLIENTS], itertools.cycle(answered)),
+                clients=ROUND_CLIENTS,
+                warm_up=self.options.warm_up,
+                seconds=self.options.seconds,
+                count=len(answered),
+            )
+
+        if answered:
+            await self.measure(measure, experiment="answered", contender="service", p=0.5)
 
     async def opened(
         self,

@@ -163,6 +163,7 @@ def summary(run: Run) -> Record:
     return {
         "seconds": run.seconds,
         "images": len(run.good),
+        "pictures": [answer.picture for answer in run.good],
         "images_per_s": len(run.good) / run.seconds,
         "people_per_s": run.people / run.seconds,
         "p50_ms": quantile(ms, 0.5),

@@ -31,7 +31,7 @@ class RequestFailed(Exception):
 @dataclass(frozen=True)
 class Answer:
     """One request, in `time.perf_counter` seconds. begin: when it was due, which in an open loop may be before it was
-    sent. status: 0 without any answer. timing_ms: what the service says of itself."""
+    sent. status: 0 without any answer. timing_ms: what the service says of itself. picture: its name."""
 
     status: int
     begin: float
@@ -41,6 +41,7 @@ class Answer:
     p: float = 0.0
     routes: dict[str, int] = field(default_factory=dict)
     timing_ms: dict[str, float] = field(default_factory=dict)
+    picture: str = ""
 
     @property
     def seconds(self) -> float:
@@ -121,6 +122,7 @@ class Client:
             p=body.get("split", {}).get("p", 0.0),
             routes=image.get("routes", {}),
             timing_ms=body.get("timing_ms", {}),
+            picture=picture.name,
         )
 
     async def metrics(self) -> dict[str, float]:

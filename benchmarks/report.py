@@ -264,6 +264,8 @@ def overload(rows: Sequence[Record]) -> str:
          f"{row['peak_mib']:.0f} at most"],
         ["load generator", f"{row['own_cores']:.2f} cores"],
     ]  # fmt: skip
+    for same in select(rows, experiment="answered")[-1:]:
+        lines.append(["what was answered, in the closed loop", f"{same['images_per_s']:.1f} images/s"])
     return f"## Overload: {row['rate']:g} times what the service can do\n\n" + table(["", ""], lines)
 
 

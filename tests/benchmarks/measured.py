@@ -84,6 +84,7 @@ def everything() -> list[Record]:
         cell("overload", "service", 58, rate=2.0, offered_per_s=40.0, before_mib=1000.0, after_mib=1010.0)
         | {"failed": {"429": 9}, "refused_p50_ms": 3.0, "refused_p99_ms": 30.0}
     )
+    rows.append(cell("answered", "service", 60))
     rows += [
         {
             "experiment": "accuracy",

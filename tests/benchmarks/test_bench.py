@@ -96,8 +96,9 @@ def test_overload_is_twice_the_best_of_the_closed_loop(tmp_path: Path) -> None:
             assert not measured.records.rows
             await measured.closed("service", "grid", 1, 0.5)
             await measured.overload()
-        best, over = measured.records.rows
+        best, over, answered = measured.records.rows
         assert over["offered_per_s"] == pytest.approx(2 * best["images_per_s"])
+        assert len(over["pictures"]) == over["images"] == answered["images"]
 
     asyncio.run(scenario())
 

@@ -352,6 +352,7 @@ def test_a_token_guards_the_route_when_one_is_set(serve):
     error(post(client), 401, "unauthorized")
     headers = {"Content-Type": "image/png", "Authorization": "Bearer wrong"}
     error(client.post("/pose", content=PEOPLE, headers=headers), 401, "unauthorized")
+    error(post(client, deadline=1), 401, "unauthorized")  # what is wrong with it is told to nobody
     headers["Authorization"] = "Bearer secret"
     assert client.post("/pose", content=PEOPLE, headers=headers).status_code == 200
 
@@ -389,8 +390,9 @@ def test_no_room_is_429_with_retry_after(serve):
         answer = post(client)
         error(answer, 429, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
+        error(post(client, deadline=1), 429, "overloaded")  # without a look at what it asks for
     assert post(client).status_code == 200
-    assert 'dynpose_rejected_total{reason="overloaded"} 1.0' in client.get("/metrics").text
+    assert 'dynpose_rejected_total{reason="overloaded"} 2.0' in client.get("/metrics").text
 
 
 def test_a_drawing_counts_until_its_client_has_it(client, monkeypatch):
