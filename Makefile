@@ -147,7 +147,7 @@ bench: $(VENV)/bench.stamp ## Measure the service beside what its networks allow
 	$(RUN) $(BENCH) $(ARGS)
 
 bench-full: $(VENV)/bench.stamp ## The same with more clients, rounds, seconds and pictures, in some hours.
-	$(RUN) $(BENCH) --out runs/bench-full --clients 1 2 4 8 16 32 64 --seconds 20 --rounds 10 --accuracy-pictures 5000 $(ARGS)
+	$(RUN) $(BENCH) --clients 1 2 4 8 16 32 64 --seconds 20 --rounds 10 --accuracy-pictures 5000 $(ARGS)
 
 scaling: install-dev ## Measure the service against clients, people a picture and megapixels.
 	$(RUN) -m benchmarks.scaling $(DATA) $(ARGS)

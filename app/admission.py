@@ -39,9 +39,8 @@ class Admission:
             self.bytes -= size
 
     def check(self, pictures: int, size: int) -> None:
-        """Raises Overloaded without room for so many pictures and `size` bytes more. For a body, whose pictures are not
-        known yet, `pictures` is 0; it is refused where there is no room for one."""
-        if self.pictures + max(1, pictures) > self._max_pictures or self.bytes + size > self._max_bytes:
+        """Raises Overloaded without room for so many pictures and `size` bytes more."""
+        if self.pictures + pictures > self._max_pictures or self.bytes + size > self._max_bytes:
             raise Overloaded(self.retry_after_s())
 
     def fits(self, pictures: int, size: int) -> bool:

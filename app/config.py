@@ -86,7 +86,7 @@ class ConfigStore:
         try:
             calibration = self._read_calibration(name)
         except ApiError as error:
-            raise ConfigError(f"CALIBRATION: {error.detail}") from error
+            raise ConfigError(f"CALIBRATION: {error.detail.removeprefix('calibration: ')}") from error
         self.live = LiveConfig(
             p=settings.p,
             theta=calibration.theta if settings.theta is None else settings.theta,
@@ -115,9 +115,10 @@ class ConfigStore:
     def etag(self) -> str:
         return f'"{self.policy.snapshot.version}"'
 
-    def patch(self, body: bytes, if_match: str | None) -> None:
-        """Apply a merge patch. Raises ApiError (400, 412, 422), and then nothing has changed."""
-        tags = [tag.strip() for tag in (if_match or "*").split(",")]
+    def patch(self, body: bytes, if_match: str | None) -> bool:
+        """Apply a merge patch. Returns whether it changes anything. Raises ApiError (400, 412, 422), and then it has
+        not."""
+        tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
         if tags != ["*"] and self.etag not in tags:
             raise ApiError(412, "precondition_failed", f"the configuration is at version {self.etag} now")
         changes = parse_patch(body)
@@ -129,7 +130,8 @@ class ConfigStore:
         if theirs == self._calibration:
             theirs = None
         # Who sends again what is in force takes nothing from what has been learned.
-        if live != self.live or theirs:
+        changed = live != self.live or theirs is not None
+        if changed:
             self.policy.configure(
                 p=live.p,
                 theta=live.theta,
@@ -138,11 +140,12 @@ class ConfigStore:
                 calibration=theirs.scores if theirs else None,
             )
             log.info("configuration changed to version %s: %s", self.policy.snapshot.version, changes)
+            self.source = "patch" if self._state_file is None else "state"
         self.live = live
-        self.source = "patch" if self._state_file is None else "state"
         if theirs:
             self._calibration = theirs
         self._save()
+        return changed
 
     def report(self) -> dict[str, Any]:
         """The answer of GET /config. Infinite thresholds are null."""
@@ -205,7 +208,8 @@ class ConfigStore:
         try:
             calibration = read_calibration(path)
         except OSError as error:
-            raise ApiError(422, "invalid_parameter", f"calibration: {name} cannot be read") from error
+            detail = f"calibration: {name} cannot be read ({error.strerror})"
+            raise ApiError(422, "invalid_parameter", detail) from error
         except ValueError as error:
             raise ApiError(
                 422, "invalid_parameter", f"calibration: {name} is not a calibration file"

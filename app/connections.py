@@ -38,7 +38,11 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:  # no HTTP comes after an answer, and uvicorn would answer that, too
+            self.transport.abort()
+            return
         answered = self.cycle is not None and self.cycle.response_complete
         between = self.conn.our_state is self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         if answered and between and self.timeout_keep_alive_task is None:

@@ -58,7 +58,7 @@ class Member(Protocol):
 
 class Crew:
     """As many threads as may run networks at once. Each takes the next batch of whichever stage is ready: the one with
-    the most work, until something has waited in its queue for longer than `max_passed_over_s`, and then that of the
+    the most work, until something has waited in its queue for longer than `max_wait_s`, and then that of the
     oldest request, so that what was begun is finished before more is. For so long a batch that is not worth it yet
     gives way to others.
 
@@ -68,11 +68,11 @@ class Crew:
     niceness: by how much the threads give way to others of the process, such as the event loop, and of the machine.
     """
 
-    def __init__(self, threads: int, max_passed_over_s: float, niceness: int = 0) -> None:
+    def __init__(self, threads: int, max_wait_s: float, niceness: int = 0) -> None:
         self.wake = threading.Condition()
         """Guards all queues of all stages; notified when there may be something to do."""
         self._size = threads
-        self._max_passed_over_s = max_passed_over_s
+        self._max_wait_s = max_wait_s
         self._niceness = niceness
         self._stages: list[Member] = []
         self._threads: list[threading.Thread] = []
@@ -148,7 +148,7 @@ class Crew:
         ]
 
     def _choose(self, ready: list[Member]) -> Member:
-        since = time.monotonic() - self._max_passed_over_s
+        since = time.monotonic() - self._max_wait_s
         stages = [stage for stage in ready if stage.worth_it or stage.oldest < since] or ready
         if any(stage.oldest < since for stage in stages):
             return min(stages, key=lambda stage: stage.oldest_request)

@@ -1,6 +1,7 @@
 """Bytes of a picture -> pixels. The header is judged before anything is decoded."""
 
 import contextlib
+import threading
 from dataclasses import dataclass
 
 import cv2
@@ -19,8 +20,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow opens MPO as J
 HEIF_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
 HEIF_BRANDS |= {b"avif": "AVIF", b"avis": "AVIF"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_END = b"\xff\xd9"
 Pixels = NDArray[np.uint8]
+
+LARGE = 1 << 22
+"""Pixels of a picture of which Pillow has no more than two in hand: meanwhile it takes up to six times what is counted
+of it."""
+LARGE_AT_A_TIME = threading.BoundedSemaphore(2)
 
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 """EXIF orientation -> OpenCV's flip that makes the picture upright; those from 5 on are transposed before."""
@@ -63,7 +69,7 @@ def decode(data: bytes) -> Tensor:
     try:
         return _decode(data)
     except ApiError:
-        if not data.startswith(JPEG_START):
+        if not data.startswith(bombs.JPEG_START):
             raise
         # Many cameras lose only the two bytes that end a JPEG. Then bytes added before them change no pixel; where
         # more is missing, they are taken for picture data.
@@ -78,10 +84,11 @@ def _decode(data: bytes) -> Tensor:
         try:
             pixels = _ordinary_jpeg(data, image)
             if pixels is None:
-                image.seek(0)
-                _forget_exif(image)
-                image.load()
-                pixels = np.array(rgb(image))
+                with LARGE_AT_A_TIME if image.width * image.height > LARGE else contextlib.nullcontext():
+                    image.seek(0)
+                    _forget_exif(image)
+                    image.load()
+                    pixels = np.array(rgb(image))
             return torch.from_numpy(_upright(pixels, _orientation(image)))
         except ApiError:
             raise

@@ -54,10 +54,12 @@ def to_api_error(error: BaseException) -> ApiError:
             return ApiError(
                 CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection"
             )
-        case StageFailed() | StageDied():
+        case StageFailed():
             return ApiError(
                 500, "internal", "the work failed twice; the log has the reason under this request_id"
             )
+        case StageDied():
+            return ApiError(500, "internal", "a part of the service has died or is stuck; the log says why")
         case _:
             return ApiError(500, "internal", "an error of the service; the log has it under this request_id")
 

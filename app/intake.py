@@ -102,8 +102,10 @@ async def read(request: Request, settings: Settings, take: Take = lambda _: None
     elif media_type == "application/json":
         body = await read_body(request, settings.body_limit, settings, take)
         uploads = await in_pool(PARSERS, _from_json, body, settings)
-    else:
+    elif media_type or await read_body(request, settings.body_limit, settings, take):
         raise ApiError(415, "unsupported_media_type", TAKEN, CLOSE)
+    else:
+        uploads = []
     if not uploads:
         raise ApiError(422, "invalid_parameter", "images: the request has no picture")
     _check_counts(uploads, settings)
@@ -133,22 +135,25 @@ def check_boxes(boxes: Sequence[Bbox], width: int, height: int) -> None:
             raise ApiError(422, "invalid_box", detail)
 
 
-def announced_bytes(request: Request) -> int | None:
-    """The Content-Length, if there is one. Raises ApiError 400 when it is no number."""
+def announced_bytes(request: Request, limit: int) -> int | None:
+    """The Content-Length, if there is one. Raises ApiError 400 when it is no number, 413 when it is above `limit`."""
     announced = request.headers.get("content-length")
     if announced is None:
         return None
     if not re.fullmatch("[0-9]{1,18}", announced):
         raise ApiError(400, "bad_request", "Content-Length is not a number", CLOSE)
+    if int(announced) > limit:
+        raise _too_large(limit)
     return int(announced)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the body has more than {limit} bytes", CLOSE)
 
 
 async def read_body(request: Request, limit: int, settings: Settings, take: Take = lambda _: None) -> bytes:
     """The whole body, at most `limit` bytes, counted whatever Content-Length says. Raises as `read` does."""
-    announced = announced_bytes(request)
-    too_large = ApiError(413, "too_large", f"the body has more than {limit} bytes", CLOSE)
-    if announced is not None and announced > limit:
-        raise too_large
+    announced = announced_bytes(request, limit)
     chunks = []
     size = 0
     try:
@@ -156,7 +161,7 @@ async def read_body(request: Request, limit: int, settings: Settings, take: Take
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit)
                 take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:

@@ -193,7 +193,7 @@ class SplitPolicy:
             version=version,
             revision=revision,
         )
-        ties = abs(split.share - p) > TIE_TOLERANCE
+        ties = abs(split.share - p) > max(TIE_TOLERANCE, 1 / len(window))
         if pay_back and mode == "tracking" and 0 < p < 1 and not ties:
             owed = min(1.0, max(0.0, p + self._shortfall / self._horizon))
             paid = split_for(window, owed, theta, policy)

@@ -81,7 +81,9 @@ class Settings(BaseSettings):
         False, description="average with the mirrored crop, twice the cost of the pose nets"
     )
     max_people: Positive = Field(
-        defaults.MAX_PEOPLE, description="people per picture at most, the best-scored are kept"
+        defaults.MAX_PEOPLE,
+        lt=defaults.MAX_DETECTIONS,  # or it could not be told that there were more
+        description="people per picture at most, the best-scored are kept",
     )
 
     max_body_bytes: Positive = Field(64 * 2**20, description="bytes of one request")

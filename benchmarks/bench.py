@@ -45,6 +45,7 @@ OVERLOAD = 2.0
 SOAK_SAMPLES = 100
 
 RECORDS = "bench.jsonl"
+RESULTS = Path("benchmarks/RESULTS.md")
 
 Measure = Callable[[], Awaitable[Record]]
 
@@ -77,10 +78,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds behind each ratio")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--accuracy-pictures", type=int, default=500)
-    parser.add_argument("--only", nargs="+", help="contenders, by name")
+    parser.add_argument(
+        "--only", nargs="+", help="contenders, by name; the report then lies beside the records"
+    )
     parser.add_argument("--soak", type=int, metavar="REQUESTS", help="only this: look for growth")
     parser.add_argument("--report", action="store_true", help="only write the report")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.only and options.results == RESULTS:  # a part shall not take the place of the whole
+        options.results = options.out / RESULTS.name
+    return options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="which JSON file of the folder")
     parser.add_argument("--pair", default="embedded")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of records and logs")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/RESULTS.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the report")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds of load before it, not counted")
 
@@ -199,9 +205,6 @@ class Bench:
         print(f"skipped: {contender.name} {reason}", flush=True)
         self.records.add({"experiment": "skipped", "contender": contender.name, "reason": reason})
 
-    def others(self, name: str) -> list[Running]:
-        return [running for other, running in self.running.items() if other != name]
-
     async def measure(self, measure: Measure, **key: object) -> None:
         """Record what is measured, unless it was before. One that fails is recorded with the reason, and no end."""
         if self.records.has(**key):
@@ -228,7 +231,6 @@ class Bench:
             if isinstance(running, Loops):
                 return await cells.loops(
                     running,
-                    self.others(name),
                     p=0.5 if p is None else p,
                     warm_up=options.warm_up,
                     seconds=options.seconds,
@@ -240,7 +242,6 @@ class Bench:
                 await running.client.set_p(p)
             return await cells.closed(
                 running,
-                self.others(name),
                 itertools.chain(
                     self.posts[: 2 * clients] if count else (), shuffled_forever(self.posts, turn or 0)
                 ),
@@ -280,7 +281,8 @@ class Bench:
     async def idle(self) -> None:
         """What each takes of the processor while nobody asks it anything."""
         await asyncio.sleep(3)
-        cells.look(self.running.values())
+        for running in self.running.values():
+            running.look()
         before = {name: running.usage() for name, running in self.running.items()}
         seconds = 4.0
         await asyncio.sleep(seconds)
@@ -358,7 +360,6 @@ class Bench:
         async def measure() -> Record:
             return await cells.closed(
                 service,
-                self.others("service"),
                 itertools.chain(answered[: 2 * ROUND_CLIENTS], itertools.cycle(answered)),
                 clients=ROUND_CLIENTS,
                 warm_up=self.options.warm_up,
@@ -388,7 +389,6 @@ class Bench:
             before = server.usage().resident_mib
             row = await cells.opened(
                 server,
-                self.others(name),
                 shuffled_forever(self.posts, turn or 0),
                 rate=share * peak,
                 warm_up=self.options.warm_up,

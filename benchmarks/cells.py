@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import Answer, stage_seconds
-from benchmarks.contenders import Loops, Running, Server
+from benchmarks.contenders import Loops, Server
 from benchmarks.loops import Observed, Run, closed_loop, observe, observe_pictures, open_loop, quantile
 from benchmarks.pictures import Post
 from benchmarks.processes import Usage, own_usage
@@ -19,30 +19,18 @@ STAGES = ("decode", "detect", "score", "estimate")
 
 @dataclass(frozen=True)
 class Reading:
-    """own: of this process, the load generator. others: of the contenders that should be idle."""
+    """own: of this process, the load generator."""
 
     server: Usage
     own: Usage
-    others: Usage
     metrics: dict[str, float]
 
 
 Watch = Callable[[], Awaitable[Reading]]
 
 
-def look(running: Iterable[Running]) -> None:
-    for contender in running:
-        contender.look()
-
-
-def total(running: Sequence[Running]) -> Usage:
-    each = [contender.usage() for contender in running]
-    return Usage(sum(use.cpu_seconds for use in each), sum(use.resident_mib for use in each))
-
-
 async def closed(
     server: Server,
-    others: Sequence[Running],
     pictures: Iterator[Post],
     *,
     clients: int,
@@ -61,12 +49,11 @@ async def closed(
             return observe_pictures(load, watch, first=2 * clients, count=count)
         return observe(load, watch, warm_up=warm_up, seconds=seconds)
 
-    return await _measure(server, others, watched)
+    return await _measure(server, watched)
 
 
 async def opened(
     server: Server,
-    others: Sequence[Running],
     pictures: Iterator[Post],
     *,
     rate: float,
@@ -78,14 +65,11 @@ async def opened(
     def load(over: Any) -> Any:
         return open_loop(server.client.pose, pictures, rate, over)
 
-    return await _measure(
-        server, others, lambda watch: observe(load, watch, warm_up=warm_up, seconds=seconds)
-    )
+    return await _measure(server, lambda watch: observe(load, watch, warm_up=warm_up, seconds=seconds))
 
 
 async def loops(
     running: Loops,
-    others: Sequence[Running],
     *,
     p: float,
     warm_up: float,
@@ -95,13 +79,13 @@ async def loops(
 ) -> Record:
     """A contender without a server, all of whose processes run for so long, or until they have had `count` pictures
     together."""
-    look([running, *others])
+    running.look()
     each = None if count is None else -(-count // running.contender.processes)
     await running.ask(seconds=warm_up, p=p, seed=seed + 1, count=None)
-    before, idle = running.usage(), total(others)
+    before = running.usage()
     answers = await running.ask(seconds=seconds, p=p, seed=seed, count=each)
     wall = max(answer["seconds"] for answer in answers)
-    after, idle_after = running.usage(), total(others)
+    after = running.usage()
     ms = [each for answer in answers for each in answer["ms"]]
     return {
         "seconds": wall,
@@ -113,21 +97,18 @@ async def loops(
         "p95_ms": quantile(ms, 0.95) if running.contender.processes == 1 else None,
         "p99_ms": quantile(ms, 0.99) if running.contender.processes == 1 else None,
         "server_cores": (after.cpu_seconds - before.cpu_seconds) / wall,
-        "others_cores": (idle_after.cpu_seconds - idle.cpu_seconds) / wall,
         "resident_mib": after.resident_mib,
         "failed": {},
     }
 
 
-async def _measure(
-    server: Server, others: Sequence[Running], watched: Callable[[Watch], Awaitable[Observed[Reading]]]
-) -> Record:
-    look([server, *others])
+async def _measure(server: Server, watched: Callable[[Watch], Awaitable[Observed[Reading]]]) -> Record:
+    server.look()
     peak = 0.0
 
     async def watch() -> Reading:
         metrics = await server.client.metrics() if server.contender.kind == "service" else {}
-        return Reading(server.usage(), own_usage(), total(others), metrics)
+        return Reading(server.usage(), own_usage(), metrics)
 
     async def sample() -> None:
         nonlocal peak
@@ -145,7 +126,6 @@ async def _measure(
     return summary(seen.run) | {
         "server_cores": (after.server.cpu_seconds - before.server.cpu_seconds) / wall,
         "own_cores": (after.own.cpu_seconds - before.own.cpu_seconds) / wall,
-        "others_cores": (after.others.cpu_seconds - before.others.cpu_seconds) / wall,
         "resident_mib": after.server.resident_mib,
         "peak_mib": max(peak, after.server.resident_mib),
         "stages": {  # in shares of their slots' time

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.records import Record, Records, best_speed, by_arrivals, is_soak, select
-from benchmarks.verdicts import Verdict, ratio, verdicts
+from benchmarks.verdicts import SERVICE, Verdict, ratio, verdicts
 
 NOTES = """## How to read this
 
@@ -164,16 +164,20 @@ def rounds(rows: Sequence[Record]) -> str:
         kinds = sorted({(row["contender"], row["p"]) for row in cells})
         lines = []
         for name, p in kinds:
-            speeds = [row["people_per_s"] for row in select(cells, contender=name, p=p)]
-            over = ratio(rows, experiment, ("service", 0.5), (name, p))
+            each = select(cells, contender=name, p=p)
+            speeds = [row["people_per_s"] for row in each]
+            waits = [[row[what] for row in each if row[what] is not None] for what in ("p50_ms", "p95_ms")]
             lines.append(
                 [
                     name,
                     p,
                     len(speeds),
+                    number(statistics.median(row["images_per_s"] for row in each), 1),
                     number(statistics.median(speeds), 1),
                     f"{min(speeds):.1f} to {max(speeds):.1f}",
-                    number(over, 3),
+                    *(number(statistics.median(some)) if some else None for some in waits),
+                    number(ratio(rows, experiment, SERVICE, (name, p)), 3),
+                    number(ratio(rows, experiment, (name, p), ("bound", p)), 3),
                 ]
             )
         own = statistics.median(
@@ -184,7 +188,11 @@ def rounds(rows: Sequence[Record]) -> str:
         parts.append(
             f"### Beside {title}\n\n"
             + table(
-                ["contender", "p", "rounds", "people/s, median", "range", "service at p = 0.5 / this"], lines
+                [
+                    *("contender", "p", "rounds", "images/s", "people/s", "range", "p50", "p95 ms"),
+                    *("service at p = 0.5 / this", "this / bound at this p"),
+                ],
+                lines,
             )
             + f"\n\nThe load generator took {own:.2f} cores of the service's rounds."
         )
@@ -196,7 +204,7 @@ def rounds(rows: Sequence[Record]) -> str:
     return "\n\n".join(
         [
             f"## Alternating rounds, {clients} clients\n\nAll contenders of a table take turns in every round, each "
-            f"with the same {pictures} pictures; a ratio is the median of the rounds' own ratios.",
+            f"with the same {pictures} pictures; figures are medians of the rounds, a ratio that of the rounds' own.",
             *parts,
         ]
     )

@@ -87,7 +87,6 @@ async def cell(bench: Bench, posts: Sequence[Post], name: str, value: float, cli
         await server.client.set_p(0.5)
         row = await cells.closed(
             server,
-            [],
             shuffled_forever(posts, 0),
             clients=clients,
             warm_up=bench.options.warm_up,

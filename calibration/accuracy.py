@@ -199,9 +199,9 @@ def draws(pictures: int, count: int = BOOTSTRAPS, seed: int = 0) -> NDArray[np.i
     return random.multinomial(pictures, np.full(pictures, 1 / pictures), size=count)
 
 
-def interval(matches: Sequence[Matches], seed: int = 0) -> tuple[float, float]:
+def interval(matches: Sequence[Matches]) -> tuple[float, float]:
     """95 % bootstrap interval of the AP, pictures drawn with replacement; NaN where nobody is labelled."""
-    aps = bootstrap(matches, draws(len(matches), seed=seed))
+    aps = bootstrap(matches, draws(len(matches)))
     if np.isnan(aps).all():
         return np.nan, np.nan
     low, high = np.nanpercentile(aps, (2.5, 97.5))

@@ -22,10 +22,10 @@ def top(scores: Array) -> Order:
     return np.argsort(-scores, kind="stable")
 
 
-def band(scores: Array, theta: float = THETA) -> Order:
+def band(scores: Array) -> Order:
     """The same under `band`, eq. 7 and 8: from k1 upwards and, where these run out, from k1 downwards."""
     ranked = np.argsort(scores, kind="stable")
-    easy = int((scores <= scores.min() + theta * (scores.max() - scores.min())).sum())
+    easy = int((scores <= scores.min() + THETA * (scores.max() - scores.min())).sum())
     return np.concatenate([ranked[easy:], ranked[:easy][::-1]])
 
 

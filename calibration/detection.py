@@ -8,24 +8,21 @@ sets that label one person a picture). Intervals: bootstrap over pictures. Needs
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from calibration.accuracy import BOOTSTRAPS, Matches, accuracy, coco_matches, interval
+from calibration.accuracy import Matches, accuracy, coco_matches, draws, interval
 from calibration.boxes import Array, FoundPerson, assign
 from calibration.commands import run_command
 from calibration.data import LabelledImage, Pictures, has_split, read_split
 from calibration.inputs import missing_split
 from models.defaults import MIN_SCORE
+from models.detector import Detector
 from models.runtime import resolve_device, resolve_dtype, resolve_int8
 from models.zoo import load_pair
-
-Detector = Callable[[Sequence[Tensor], Sequence[float]], list[Tensor]]
-"""As `models.detector.Detector`: pictures and their least scores -> (M, 5) x, y, w, h, score."""
 
 Boxes = Mapping[int, Array]
 """By image id: (M, 5) x, y, w, h, score in picture pixels, in any order. An image without boxes may be missing."""
@@ -153,13 +150,12 @@ def per_height(heights: Sequence[float]) -> list[int]:
     return [sum(low <= height < high for height in heights) for low, high in HEIGHTS.values()]
 
 
-def ratios(above: Array, below: Array, seed: int = 0) -> list[Measured]:
+def ratios(above: Array, below: Array) -> list[Measured]:
     """Sum over pictures of `above` by that of `below`, both (pictures, K), with bootstrap intervals; K of them."""
-    count = len(above)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), BOOTSTRAPS)
+    times = draws(len(above))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = above.sum(axis=0) / below.sum(axis=0)
-        drawn = (draws @ above) / (draws @ below)
+        drawn = (times @ above) / (times @ below)
     measured = []
     for value, column in zip(values, drawn.T, strict=True):
         known = column[np.isfinite(column)]  # a draw may have nobody of a rare height

@@ -125,7 +125,6 @@ def released_losses(
     okd_large: Tensor,
     oks_small: Tensor,
     active: Tensor,
-    no_error: float = RELEASED.no_error,
 ) -> Tensor:
     """The three terms of the authors' loss; they train the router on their sum.
 
@@ -135,7 +134,7 @@ def released_losses(
     """
     half = (okd_small - okd_large) / 2
     idle = (1 - scores[:, 0]) * (okd_small - half) + scores[:, 0] * (okd_large + half)
-    divisor = okd_small.clamp(min=no_error)
-    gain = (scores[:, 1] - (okd_small - okd_large) / divisor) ** 2 * (okd_small >= no_error)
+    divisor = okd_small.clamp(min=RELEASED.no_error)
+    gain = (scores[:, 1] - (okd_small - okd_large) / divisor) ** 2 * (okd_small >= RELEASED.no_error)
     failure = (scores[:, 2] - 2 * (1 - oks_small)) ** 2
     return torch.stack([idle * active, gain * active, failure], dim=1)

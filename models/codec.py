@@ -32,7 +32,7 @@ def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     """
     heatmaps = heatmaps.float().contiguous()  # networks hand over channels-last memory
     width = heatmaps.shape[3]
-    scores, index = heatmaps.flatten(2).max(dim=2)
+    scores, index = _peaks(heatmaps.flatten(2))
     x, y = index % width, index // width
     cells = torch.stack((x, y), dim=2)
     if method == "argmax":
@@ -48,6 +48,14 @@ def decode(heatmaps: Tensor, method: Method = "dark") -> tuple[Tensor, Tensor]:
     else:
         raise ValueError(f"unknown decoding method {method!r}")
     return torch.where(scores.unsqueeze(2) > 0, points, -1.0).float(), scores
+
+
+def _peaks(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """maps (N, K, cells): their maxima and where they are, (N, K) each."""
+    if maps.device.type != "cpu":
+        return maps.max(dim=2)
+    index = torch.from_numpy(maps.detach().numpy().argmax(2))  # torch's takes four times as long
+    return maps.gather(2, index.unsqueeze(2)).squeeze(2), index
 
 
 def _values(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:

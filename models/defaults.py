@@ -18,6 +18,9 @@ NMS_IOU = 0.6
 MAX_PEOPLE = 100
 """People of one picture that are kept, the highest scores first."""
 
+MAX_DETECTIONS = 300
+"""Those that a detector finds at most, likewise."""
+
 RESCORING_SCORE = 0.2
 """A joint below this says nothing about how good the pose is (COCO's usual rescoring)."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.defaults import DETECTOR_SIZE, NMS_IOU
+from models.defaults import DETECTOR_SIZE, MAX_DETECTIONS, NMS_IOU
 from models.geometry import on_crops
 from models.pickles import unpickle
 from models.runtime import Network
@@ -46,7 +46,6 @@ FILL = 114
 """Grey around a letterboxed picture, as in training."""
 
 STRIDE = 32
-MAX_DETECTIONS = 300
 
 
 def build_network(architecture: str) -> Any:

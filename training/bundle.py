@@ -1,4 +1,4 @@
-"""Writes `pair.json` of the bundled pair: names its files with their hashes.
+"""Writes `pair.json` of a pair like the bundled one: names its files with their hashes.
 
 python -m training.bundle models/weights
 """
@@ -23,19 +23,21 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 
 def bundle(folder: Path) -> None:
-    """Write `folder/pair.json`. A file that is not there yet gets a hash of zeros, which nothing matches. A detector's
-    int8 form, which `training.quantize` names, stays for as long as the detector is the same."""
+    """Write `folder/pair.json`. The pair keeps its name; a new one has that of its folder. A file that is not there yet
+    gets a hash of zeros, which nothing matches. A detector's int8 form, which `training.quantize` names, stays for as
+    long as the detector is the same."""
     path = folder / "pair.json"
-    before = json.loads(path.read_text())["detector"] if path.exists() else {}
-    manifest: dict[str, Any] = {"pair": "embedded"}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    manifest: dict[str, Any] = {"pair": before.get("pair", folder.resolve().name)}
     for name, entry in NETWORKS.items():
         weights = folder / f"{name}.safetensors"
         digest = sha256(weights) if weights.exists() else "0" * 64
         manifest[name] = {"file": weights.name, "sha256": digest, **entry}
         if name == "detector" and weights.exists() and not is_light(weights):
             manifest[name]["architecture"] = "yolov8s"
-    if "int8" in before and before["sha256"] == manifest["detector"]["sha256"]:
-        manifest["detector"]["int8"] = before["int8"]
+    detector = before.get("detector", {})
+    if "int8" in detector and detector["sha256"] == manifest["detector"]["sha256"]:
+        manifest["detector"]["int8"] = detector["int8"]
     manifest["calibration"] = "calibration.json"
     write(path, manifest)
 

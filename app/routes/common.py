@@ -42,7 +42,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         415: "type not taken",
         422: "invalid picture, box or parameter",
         429: "no room now, see Retry-After",
-        500: "the work failed twice",
+        500: "the work failed twice, or a part of the service has died",
         503: "not ready, or draining",
         504: "the deadline passed",
     }

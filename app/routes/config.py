@@ -63,8 +63,8 @@ async def patch_config(request: Request) -> Response:
     if kind not in PATCH_TYPES:
         raise ApiError(415, "unsupported_media_type", f"send {' or '.join(PATCH_TYPES)}")
     body = await read_body(request, MAX_PATCH_BYTES, service.settings)
-    service.config.patch(body, request.headers.get("if-match"))
-    service.metrics.config_changed()
+    if service.config.patch(body, request.headers.get("if-match")):
+        service.metrics.config_changed()
     return _answer(service)
 
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from app import bombs, overlay, tracing
 from app.admission import Admission, Room
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
+from app.crew import in_pool
 from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import CLOSE, GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
@@ -38,6 +40,10 @@ log = logging.getLogger("dynpose.pose")
 
 STAGES = {"detect": ("detect",), "score": ("score",), "estimate": ("small", "large")}
 LOGGED = ("read", "render")  # parts of the time that the answer does not tell apart from waiting
+
+EXAMINERS = ThreadPoolExecutor(4, thread_name_prefix="examiner")
+"""For headers, some of which take long on purpose. One picture at a time, so that of a request that is given up no
+more is examined."""
 
 NO_PIXELS = torch.empty(0, 0, 3, dtype=torch.uint8)
 
@@ -84,8 +90,10 @@ class Door(APIRoute):
             service = service_of(request)
             authorise(request, service.settings.pose_token)
             service.ready_pipeline()
-            with Room(service.admission) as glance:  # what the body takes is what arrives
-                hold(glance, service, 0, body_bytes(request, service.settings.body_limit))
+            limit = service.settings.body_limit
+            announced = announced_bytes(request, limit)
+            with counted(service):  # only a look: what the body takes is what arrives
+                service.admission.check(1, limit if announced is None else announced)
             return await handle(request)
 
         return enter
@@ -126,9 +134,10 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
             raise ApiError(422, "invalid_parameter", "render=overlay takes one picture")
         async with in_time_and_wanted(request, work.ticket, service):
             if len(uploads) == 1 and bombs.is_brief(uploads[0].data):
-                headers = headers_of(uploads, service)  # a thread would cost more than it saves
+                headers = [header_of(uploads[0], service)]  # a thread would cost more than it saves
             else:
-                headers = await asyncio.to_thread(headers_of, uploads, service)  # some take long on purpose
+                reading = (in_pool(EXAMINERS, header_of, upload, service) for upload in uploads)
+                headers = await asyncio.gather(*reading)
             good = [header for header in headers if isinstance(header, Header)]
             if not good:
                 raise next(header for header in headers if isinstance(header, ApiError))
@@ -161,30 +170,28 @@ def options_of(query: PoseQuery, service: Service) -> PoseOptions:
     )
 
 
-def headers_of(uploads: Sequence[Upload], service: Service) -> list[Header | ApiError]:
-    """What can be known of each picture before it is decoded, or what is wrong with it."""
-    headers: list[Header | ApiError] = []
-    for upload in uploads:
-        try:
-            headers.append(examine(upload, service.settings))
-        except ApiError as error:
-            headers.append(error)
-    return headers
+def header_of(upload: Upload, service: Service) -> Header | ApiError:
+    """What can be known of a picture before it is decoded, or what is wrong with it."""
+    try:
+        return examine(upload, service.settings)
+    except ApiError as error:
+        return error
 
 
-def body_bytes(request: Request, limit: int) -> int:
-    """Bytes that the body will take: what it announces, else as much as it may have."""
-    announced = announced_bytes(request)
-    return limit if announced is None else min(announced, limit)
+@contextmanager
+def counted(service: Service) -> Iterator[None]:
+    """Count a refusal for want of room."""
+    try:
+        yield
+    except Overloaded:
+        service.metrics.rejected("overloaded")
+        raise
 
 
 def hold(room: Room, service: Service, pictures: int, size: int) -> None:
     """Take room for pictures and bytes until `room` is left. Raises Overloaded and TooLarge."""
-    try:
+    with counted(service):
         room.take(pictures, size)
-    except Overloaded:
-        service.metrics.rejected("overloaded")
-        raise
 
 
 class Drawing(Response):

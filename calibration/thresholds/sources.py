@@ -73,8 +73,8 @@ def _labelled(folder: Path, split: str, remark: Callable[[str], None]) -> list[P
     if split.startswith(TRAIN):
         chosen = [image for image in images if is_held_back(image.id)]
         remark(
-            f"{folder}, {split}: {len(chosen)} of {len(images)} pictures, the tenth that training holds back; a router "
-            "knows its training people too well"
+            f"{folder}, {split}: {len(chosen)} of {len(images)} pictures, the tenth that training holds back (not with "
+            "--validate: then take other pictures); a router knows its training people too well"
         )
     pictures = Pictures(folder)
 

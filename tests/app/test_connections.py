@@ -230,6 +230,17 @@ async def test_a_client_that_sends_for_ever_is_closed(client: Client) -> None:
         await asyncio.sleep(PATIENCE_S / 5)
 
 
+@with_connection
+async def test_what_is_no_http_after_an_answer_ends_the_connection(client: Client) -> None:
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, failure: failures.append(failure))
+    client.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert await answer(client.reader) == b"done"
+    client.writer.write(b"zz\r\n")
+    assert await closed(client.reader) == b""
+    assert failures == []
+
+
 class Recorder:
     """A transport that keeps what is written."""
 

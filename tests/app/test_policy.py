@@ -43,6 +43,18 @@ def test_the_realised_share_is_p_on_steady_streams(draw, p, rule):
         assert hard[2000:4000].mean() == pytest.approx(p, abs=0.02)
 
 
+def test_a_calibration_of_few_scores_is_not_taken_for_ties():
+    """Ten scores know shares of 0.2 and 0.3 alone."""
+    shares = [
+        send(
+            policy(np.linspace(0.05, 0.95, 10), 0.25, rule="top"),
+            np.random.default_rng(seed).uniform(size=180),
+        )
+        for seed in STREAMS
+    ]
+    assert np.mean(shares) == pytest.approx(0.25, abs=0.02)
+
+
 @pytest.mark.parametrize("rule", ["band", "top"])
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.75, 0.9])
 @pytest.mark.parametrize("shift", [2, -2])

@@ -66,6 +66,7 @@ def test_a_setting_never_changes() -> None:
         ("PORT", "70000"),
         ("FLIP_TEST", "perhaps"),
         ("MAX_PEOPLE", "0"),
+        ("MAX_PEOPLE", "300"),
         ("MAX_BODY_BYTES", "-1"),
         ("MAX_IMAGE_PIXELS", "1e3"),
         ("BODY_TIMEOUT_S", "0"),

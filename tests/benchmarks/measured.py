@@ -39,7 +39,6 @@ def cell(experiment: str, contender: str, people_per_s: float, p95_ms: float = 1
         "decode_share": 0.1,
         "server_cores": 1.8,
         "own_cores": 0.1,
-        "others_cores": 0.0,
         "resident_mib": 1000.0,
         "peak_mib": 1100.0,
         "stages": {"detect": 0.5, "large": 0.7},

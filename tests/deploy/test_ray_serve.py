@@ -46,6 +46,8 @@ IN_PROCESS = {
     "test_every_change_is_logged_with_its_version_and_no_refusal_is",
     "test_the_flip_test_and_a_forced_small_net_run_it_all_the_same",
     "test_a_passed_deadline_is_504_and_nothing_is_run",
+    "test_a_request_is_as_old_as_its_body_is_whole",
+    "test_of_a_request_that_is_given_up_no_further_header_is_read",
 }
 """Tests of the routes that reach into the service's process, read its log or count what its networks were asked; stages
 that die are replaced here."""

@@ -415,7 +415,8 @@ def test_keypoints_are_those_of_pytorch(pairs, people, net: str, dtype: torch.dt
         return ((a - b)[:, :, :2].norm(dim=2)[sure] / pixel).quantile(torch.tensor([0.5, 0.99]))
 
     assert (deviation(found, eager) <= torch.tensor([0.5, 2.0])).all()
-    assert (deviation(found, exact) <= 1.3 * deviation(eager, exact) + 0.01).all()
+    # The second is of some five joints, and differs from one kind of CPU to the next.
+    assert (deviation(found, exact) <= torch.tensor([1.3, 2.0]) * deviation(eager, exact) + 0.01).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

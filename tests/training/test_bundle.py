@@ -43,5 +43,6 @@ def test_files_that_are_not_there_yet_have_a_hash_that_nothing_matches(tmp_path:
     (tmp_path / "small.safetensors").write_bytes(b"weights")
     bundle(tmp_path)
     manifest = json.loads((tmp_path / "pair.json").read_text())
+    assert manifest["pair"] == tmp_path.name
     assert manifest["small"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert manifest["large"]["sha256"] == "0" * 64

@@ -155,6 +155,7 @@ def test_if_match_guards_against_lost_updates(client):
     error(patch(client, {"p": 0.2}, If_Match='"1"'), 412, "precondition_failed")
     assert patch(client, {"p": 0.2}, If_Match='"9", "2"').status_code == 200
     assert patch(client, {"p": 0.3}, If_Match="*").status_code == 200
+    error(patch(client, {"p": 0.4}, If_Match=""), 412, "precondition_failed")  # a script's variable was empty
     assert client.get("/config").json()["p"] == 0.3
 
 
@@ -255,7 +256,8 @@ def test_who_sends_what_is_in_force_resets_nothing(serve, tmp_path: Path):
     assert before["realised"]["people"] == 3
     settings = {name: before[name] for name in ConfigPatch.model_fields}
     body = patch(client, settings, If_Match='"1"').json()
-    assert {**body, "source": before["source"]} == before
+    assert body == before
+    assert "dynpose_config_changes_total 0.0" in client.get("/metrics").text
     assert patch(client, settings | {"p": 0.1}, If_Match='"1"').json()["realised"]["people"] == 0
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from app.admission import Room
 from app.batching import Run, Ticket
-from app.intake import read, to_picture
+from app.intake import examine, read, to_picture
 from app.routes.pose import timing
 from tests.app.conftest import picture_of
 
@@ -304,6 +304,8 @@ def test_boxes_that_are_not_finite_are_refused(client):
         (b"%PDF-1.7", "image/jpeg", 415, "unsupported_media_type"),
         (b"text", "text/plain", 415, "unsupported_media_type"),
         (PEOPLE, "", 415, "unsupported_media_type"),
+        (iter([PEOPLE]), "", 415, "unsupported_media_type"),
+        (b"", "", 422, "invalid_parameter"),
         (PEOPLE[:200], "image/png", 422, "invalid_image"),
         (b"--x\r\n", "multipart/form-data", 400, "bad_request"),
         (b"--y\r\n", "multipart/form-data; boundary=x", 400, "bad_request"),
@@ -384,13 +386,14 @@ def test_a_request_is_as_old_as_its_body_is_whole(client, monkeypatch):
 
 
 def test_no_room_is_429_with_retry_after(serve):
-    client = serve(max_pending_pictures=2)
+    client = serve(max_pending_pictures=2, max_body_bytes=100_000)
     with Room(client.service.admission) as room:
         room.take(2, 100)
         answer = post(client)
         error(answer, 429, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
         error(post(client, deadline=1), 429, "overloaded")  # without a look at what it asks for
+        error(post(client, bytes(100_001)), 413, "too_large")  # however often it comes again
     assert post(client).status_code == 200
     assert 'dynpose_rejected_total{reason="overloaded"} 2.0' in client.get("/metrics").text
 
@@ -548,6 +551,22 @@ def test_bodies_that_have_no_room_are_refused_before_they_are_read(serve):
             post(client, iter([PEOPLE])), 429, "overloaded"
         )  # of unknown length, so it may be as long as any
         assert post(client, picture_of([HARD])).status_code == 200
+
+
+def test_of_a_request_that_is_given_up_no_further_header_is_read(client, monkeypatch):
+    examined, go_on = [], threading.Event()
+
+    def slow(upload, settings):
+        examined.append(upload)
+        go_on.wait(60)
+        return examine(upload, settings)
+
+    monkeypatch.setattr("app.routes.pose.examine", slow)
+    files = [("images", ("a.png", PEOPLE))] * 16
+    error(client.post("/pose?deadline_ms=50", files=files), 504, "deadline")
+    go_on.set()
+    assert post(client).status_code == 200
+    assert len(examined) <= 4 + 1
 
 
 def test_batches_that_run_at_the_same_time_count_once_in_the_timing():
