@@ -26,6 +26,10 @@ TURN = 8
 """Items of one request that go in a row. Turns after every single item would let all requests finish late together:
 with 32 clients a quarter of the p95 latency was lost to that."""
 
+QUIET_S = 1.0
+"""An item has the cores to itself only where for so long each of its kind has found them idle. More cores for one item
+are less work for each: where others are about to come, they would wait for it."""
+
 SHARE = 2 * TURN
 """Items of one request, of all stages, for which it counts as old as it is: a picture of ten people at p = 0.5."""
 
@@ -261,9 +265,9 @@ class Stage:
     and ends before the earliest deadline that the smallest could keep. max_passed_over_s: once an item has waited
     longer, the queue of the oldest goes first, whichever it is. least_beside: items that must wait for a batch to start
     while another runs; a thread that would stand idle starts with fewer, beside batches of a multiple of that.
-    run_alone: the same work on more cores, for an item that comes while the crew has nothing else to do; what it fails
-    at is tried again as usual. crew: the threads, shared by stages that share cores; without it as many as there are
-    runs.
+    run_alone: the same work on more cores, for an item that comes while the crew has nothing else to do, and when none
+    has come otherwise for a while (`QUIET_S`); what it fails at is tried again as usual. crew: the threads, shared by
+    stages that share cores; without it as many as there are runs.
     """
 
     def __init__(
@@ -289,6 +293,8 @@ class Stage:
         self._max_passed_over_s = max_passed_over_s
         self._least_beside = least_beside
         self._run_alone = run_alone
+        self._had_company = -math.inf
+        """When an item was last taken while something else was in hand, in monotonic seconds."""
         self._slots = [_Slot(run) for run in runs]
         self._free = list(self._slots)
         self._mailbox: Mailbox | None = None
@@ -405,7 +411,11 @@ class Stage:
         slot = self._free.pop()
         now = time.monotonic()
         expired = [entry for queue in self.queues for entry in queue.expire(now)]
-        run = self._run_alone if alone and self._waiting == 1 else None
+        run = None
+        if not alone or self._waiting > 1:
+            self._had_company = now
+        elif now - self._had_company > QUIET_S:
+            run = self._run_alone
         size = self._size(now)
         while len(slot.held) < size and (queue := self._next_queue(now)) is not None:
             entry = queue.take()
