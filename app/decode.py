@@ -1,7 +1,6 @@
 """Bytes of a picture -> pixels. The header is judged before anything is decoded."""
 
 import contextlib
-import threading
 from dataclasses import dataclass
 
 import cv2
@@ -24,9 +23,7 @@ JPEG_END = b"\xff\xd9"
 Pixels = NDArray[np.uint8]
 
 LARGE = 1 << 22
-"""Pixels of a picture of which Pillow has no more than two in hand: meanwhile it takes up to six times what is counted
-of it."""
-LARGE_AT_A_TIME = threading.BoundedSemaphore(2)
+"""Pixels."""
 
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 """EXIF orientation -> OpenCV's flip that makes the picture upright; those from 5 on are transposed before."""
@@ -63,6 +60,11 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         return Header(width, height)
 
 
+def is_heavy(data: bytes, header: Header) -> bool:
+    """Whether this is a large picture that Pillow decodes, which takes up to five times `decoded_bytes` meanwhile."""
+    return header.width * header.height > LARGE and not data.startswith(bombs.JPEG_START)
+
+
 def decode(data: bytes) -> Tensor:
     """(H, W, 3) uint8 RGB of the first frame, upright by its EXIF orientation; transparency over white, 16 bit scaled.
     Raises ApiError 422 when the picture is cut off or damaged."""
@@ -84,11 +86,10 @@ def _decode(data: bytes) -> Tensor:
         try:
             pixels = _ordinary_jpeg(data, image)
             if pixels is None:
-                with LARGE_AT_A_TIME if image.width * image.height > LARGE else contextlib.nullcontext():
-                    image.seek(0)
-                    _forget_exif(image)
-                    image.load()
-                    pixels = np.array(rgb(image))
+                image.seek(0)
+                _forget_exif(image)
+                image.load()
+                pixels = np.array(rgb(image))
             return torch.from_numpy(_upright(pixels, _orientation(image)))
         except ApiError:
             raise

@@ -20,7 +20,7 @@ from app import bombs, overlay, tracing
 from app.admission import Admission, Room
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.crew import in_pool
-from app.decode import Header
+from app.decode import Header, is_heavy
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import CLOSE, GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
@@ -42,8 +42,10 @@ STAGES = {"detect": ("detect",), "score": ("score",), "estimate": ("small", "lar
 LOGGED = ("read", "render")  # parts of the time that the answer does not tell apart from waiting
 
 EXAMINERS = ThreadPoolExecutor(4, thread_name_prefix="examiner")
-"""For headers, some of which take long on purpose. One picture at a time, so that of a request that is given up no
-more is examined."""
+"""For headers, some of which take long on purpose. One picture of a request at a time: of one that is given up no more
+is examined, and one of many pictures leaves threads to others."""
+HEAVY = ThreadPoolExecutor(2, thread_name_prefix="heavy")
+"""For pictures that take several times the memory that is counted of them while they are decoded."""
 
 NO_PIXELS = torch.empty(0, 0, 3, dtype=torch.uint8)
 
@@ -136,8 +138,7 @@ async def pose(request: Request, query: Annotated[PoseQuery, Query()]) -> Respon
             if len(uploads) == 1 and bombs.is_brief(uploads[0].data):
                 headers = [header_of(uploads[0], service)]  # a thread would cost more than it saves
             else:
-                reading = (in_pool(EXAMINERS, header_of, upload, service) for upload in uploads)
-                headers = await asyncio.gather(*reading)
+                headers = [await in_pool(EXAMINERS, header_of, upload, service) for upload in uploads]
             good = [header for header in headers if isinstance(header, Header)]
             if not good:
                 raise next(header for header in headers if isinstance(header, ApiError))
@@ -253,7 +254,8 @@ async def one_picture(
     try:
         async with service.ahead.place(turn):
             service.metrics.waited(service.ahead.name, time.monotonic() - queued)
-            picture = await service.in_thread(decoded, upload, service, work.ticket, queued)
+            pool = HEAVY if is_heavy(upload.data, header) else service.workers
+            picture = await in_pool(pool, decoded, upload, service, work.ticket, queued)
             found = await pipeline.find(picture, upload.boxes, work)
         result = await pipeline.estimate(picture, found, work)
         # The others of the request may take long yet.
