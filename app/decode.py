@@ -23,7 +23,7 @@ JPEG_END = b"\xff\xd9"
 Pixels = NDArray[np.uint8]
 
 LARGE = 1 << 22
-"""Pixels."""
+"""Pixels of a picture that may be heavy."""
 
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 """EXIF orientation -> OpenCV's flip that makes the picture upright; those from 5 on are transposed before."""

@@ -102,8 +102,9 @@ async def read(request: Request, settings: Settings, take: Take = lambda _: None
     elif media_type == "application/json":
         body = await read_body(request, settings.body_limit, settings, take)
         uploads = await in_pool(PARSERS, _from_json, body, settings)
-    elif media_type or (
-        announced_bytes(request, settings.body_limit)
+    elif (
+        media_type
+        or announced_bytes(request, settings.body_limit)
         or await read_body(request, settings.body_limit, settings, take)
     ):
         raise ApiError(415, "unsupported_media_type", TAKEN, CLOSE)

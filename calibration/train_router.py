@@ -8,11 +8,10 @@ answers are kept beside OUT in a folder `samples-...`, which every later run on 
 whatever its reading of the loss (`calibration.okd.Reading`; the options below are its switches).
 
 `--batch 1` is the paper's recipe: one epoch of the labelled boxes that count in the loss (with `--released` of all, as
-the authors' code has it), Adam at 1e-4 with weight decay 0.005 in the
-gradient, 5 linear warm-up steps from a hundredth of that, constant after, normalisation over single crops, float32, no
-augmentation. Larger batches are another recipe, for little data: 8 epochs of a one-cycle rate up to 1e-3, mirrored and
-brightened crops, and besides the labelled boxes sloppy ones and, at a lower weight and with target 1, wrong ones, so
-that these come to lie above k2 (fig. 5).
+the authors' code has it), Adam at 1e-4 with weight decay 0.005 in the gradient, 5 linear warm-up steps from a hundredth
+of that, constant after, normalisation over single crops, float32, no augmentation. Larger batches are another recipe,
+for little data: 8 epochs of a one-cycle rate up to 1e-3, mirrored and brightened crops, and besides the labelled boxes
+sloppy ones and, at a lower weight and with target 1, wrong ones, so that these come to lie above k2 (fig. 5).
 
 A fixed tenth of the pictures is held back (or all of the split --validate, and then nothing). After every epoch the
 recovered gain on those people against p goes to OUT with suffix `.log` as a line of JSON, at the end also to `.png`.
