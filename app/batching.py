@@ -314,7 +314,8 @@ class Stage:
             for other in others:
                 run([other])
         if self._run_alone:
-            self._run_alone([item])
+            for each in (item, *others):
+                self._run_alone([each])
 
     def measure(self, item: Any, clock: Callable[[], float] = time.monotonic) -> None:
         """Time every bucket, filled with `item`. After `warm`. clock: seconds, of this stage's work alone where it can

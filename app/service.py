@@ -53,14 +53,19 @@ wait for it while the thread could do something else; where it could not, and th
 pieces, fewer do start. (Small net and bundled router share theirs; but only `flip_test` and `estimator=small` run the
 small net then.)"""
 
-ASPECTS = ((480, 640), (640, 480), (480, 720), (720, 480), (360, 640), (640, 360), (640, 640))
+ASPECTS = (
+    (480, 640),
+    (640, 480),
+    (480, 720),
+    (720, 480),
+    (360, 640),
+    (640, 360),
+    (640, 512),
+    (512, 640),
+    (640, 640),
+)
 """Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of
-its input when it first sees it. The wide one is only for the first, and takes 30 ms more for each other that it
-meets."""
-
-KEPT_SHAPES = 9
-"""Of a detector's input, that it stays ready for: those above, and two. Without a limit the service grew by 0.3 GB
-until all 31 had come."""
+its input when it first sees it. (What is wider than these has a shape of its own, which few will ever send.)"""
 
 AHEAD = 4
 """Pictures that are decoded for each detector on a CPU, the one that it is at among them."""
@@ -170,7 +175,6 @@ class Service:
             self.runtime,
             at_once,
             self.int8,
-            KEPT_SHAPES,
         )
         if self.status == "loading":
             self.status = "warming"

@@ -123,7 +123,6 @@ def compile_network(
     cache: Path | None = None,
     quantized: Path | None = None,
     threads: int = 0,
-    kept_shapes: int = 0,
 ) -> Network:
     """Make `module` callable on `device`: float32 (N, 3, h, w) in, float32 out on that device, no gradients. On a CPU
     several threads may call it at once, elsewhere one.
@@ -132,9 +131,9 @@ def compile_network(
     one is called only when it is needed. size: (width, height) in pixels of all inputs, None where they differ, in
     multiples of 32. cache: folder of what is kept of this very module between starts, None for nothing; it need be
     neither there nor writable. quantized: the .xml of the same network in int8, which takes its place. threads: for
-    each call, 0 for as many as PyTorch takes. kept_shapes: of inputs of any size, that it stays ready for, 0 for all.
-    All of these are for OpenVINO alone. A network that the runtime cannot take, or of which it makes something else,
-    runs eagerly, and the log says so. Raises DeviceError as `resolve_runtime`.
+    each call, 0 for as many as PyTorch takes. All of these are for OpenVINO alone. A network that the runtime cannot
+    take, or of which it makes something else, runs eagerly, and the log says so. Raises DeviceError as
+    `resolve_runtime`.
     """
 
     @functools.cache
@@ -152,7 +151,6 @@ def compile_network(
             cache=cache,
             quantized=quantized,
             threads=threads,
-            kept_shapes=kept_shapes,
         )
         if network is not None:
             return network

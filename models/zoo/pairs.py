@@ -150,10 +150,9 @@ def load_detector(
     runtime: Runtime = "auto",
     int8: bool = False,
     threads: int = 0,
-    kept_shapes: int = 0,
 ) -> Detector:
     """The person detector of a pair. Only YOLOs run in `dtype` and `runtime`. int8: where the pair brings it so.
-    threads, kept_shapes: as of `compile_network`. Raises PairError."""
+    threads: as of `compile_network`. Raises PairError."""
     if entry.architecture == ONNX and entry.onnx is not None:
         return onnx.OnnxDetector(
             onnx.open_net(verified(pair, entry), device),
@@ -181,7 +180,6 @@ def load_detector(
         cache=_cache(entry),
         quantized=quantized,
         threads=threads,
-        kept_shapes=kept_shapes,
     )
     return YoloDetector(network, input_size=entry.input_size)
 
@@ -251,20 +249,19 @@ def load_pair(
     runtime: Runtime = "auto",
     detectors: int = 1,
     int8: bool = False,
-    kept_shapes: int = 0,
 ) -> Pair:
     """Load the networks of a pair, by its name or folder or by its manifest, onto `device`. detectors: how many are
-    to run at once; more than one come with a wide one, too. int8, kept_shapes: as `load_detector`.
+    to run at once; more than one come with a wide one, too. int8: as of `load_detector`.
     Raises PairError."""
     manifest = pair if isinstance(pair, Manifest) else read_manifest(pair)
     folder = str(manifest.folder)
     load = functools.partial(load_detector, folder, manifest.detector, device, dtype, runtime, int8)
-    detector, *more_detectors = (load(kept_shapes=kept_shapes) for _ in range(detectors))
+    detector, *more_detectors = (load() for _ in range(detectors))
     turns_wide = manifest.detector.architecture in YOLOS and resolve_runtime(device, runtime) == "openvino"
     wide_detector = None
     if turns_wide and detectors > 1:
         # It runs while there is little to do, when pictures come from few cameras.
-        wide_detector = load(threads=detectors * torch.get_num_threads(), kept_shapes=kept_shapes // 3)
+        wide_detector = load(threads=detectors * torch.get_num_threads())
     router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
     # Where several threads may call a network, one will do for both: 65 MB.
     within = router.small if device.type == "cpu" else None

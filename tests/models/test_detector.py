@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import ultralytics
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from models.detector import (
@@ -99,6 +101,17 @@ def test_a_letterbox_keeps_the_aspect_and_pads_to_the_stride():
     assert (image[:, :213] == 7).all()
     assert (image[:, 213:] == 114).all()
     assert image.permute(1, 2, 0).is_contiguous()
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+@example(180, 320)
+@example(320, 213)
+def test_whatever_the_aspect_a_network_sees_few_shapes_and_all_of_the_picture(height: int, width: int):
+    image = letterbox(torch.full((height, width, 3), 7, dtype=torch.uint8), 512)
+    shorter, longer = sorted(image.shape[1:])
+    assert longer == 512
+    assert shorter in (160, 288, 352, 384, 416, 512)
+    assert int((image[0] == 7).sum()) == 512 * max(1, round(512 * min(height, width) / max(height, width)))
 
 
 def test_boxes_keep_full_precision_when_the_convolutions_run_in_half(detector: YoloDetector):

@@ -164,6 +164,12 @@ def test_a_network_that_it_would_change_runs_in_pytorch(
     assert f"{kind.__name__} runs in PyTorch" in caplog.text
 
 
+def test_kernels_of_many_shapes_are_remembered_at_once() -> None:
+    """oneDNN's own 1,024 are fewer than two detectors need for the usual shapes, beside what other networks have."""
+    openvino_runtime.package()
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) > 4096
+
+
 def test_pose_nets_are_folded_before_they_are_compiled() -> None:
     model = openvino_runtime.convert(TinyPose(), (96, 128))
     shuffles = [node for node in model.get_ops() if node.get_type_name() in ("Transpose", "ShuffleChannels")]
