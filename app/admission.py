@@ -5,9 +5,12 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 from app.batching import Overloaded
+
+HEAVY_AT_ONCE = 2
+"""Pictures that are decoded at once of those that take several times the memory that is counted of them."""
 
 
 class TooLarge(Exception):
@@ -105,18 +108,20 @@ class Ahead:
         """Pictures that wait."""
         self._size = size
         self._places = asyncio.Semaphore(size)
+        self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
 
     def turn(self) -> asyncio.Semaphore:
         """For the pictures of one request: it may have half of the places, so that it leaves some to others."""
         return asyncio.Semaphore(max(1, self._size // 2))
 
     @asynccontextmanager
-    async def place(self, turn: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Wait for a place, and hold it until the people of the picture are found."""
+    async def place(self, turn: asyncio.Semaphore, *, heavy: bool = False) -> AsyncIterator[None]:
+        """Wait for a place, and hold it until the people of the picture are found. Heavy pictures wait for each other
+        before they take one."""
         self.depth += 1
         waits = True
         try:
-            async with turn, self._places:
+            async with turn, self._heavy if heavy else nullcontext(), self._places:
                 self.depth -= 1
                 waits = False
                 yield

@@ -9,12 +9,11 @@ import logging
 import math
 import threading
 import time
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from app.crew import Crew, Mailbox, mailbox
+from app.crew import Crew, Mailbox, let_go, mailbox
 
 log = logging.getLogger("dynpose.batching")
 
@@ -512,8 +511,7 @@ class Stage:
     def _failed(self, error: Exception) -> None:
         log.error("stage %s: a batch failed", self.name, exc_info=error)
         self._observer.failed(self.name)
-        # The traceback keeps every tensor of the failed run alive, and the next attempt needs their memory.
-        traceback.clear_frames(error.__traceback__)
+        let_go(error)  # of every tensor of the failed run: the next attempt needs their memory
         if _device_lost(error):
             raise error  # the stage dies, so that the service says it is unhealthy and is started anew
 

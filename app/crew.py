@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -203,6 +204,14 @@ def mailbox() -> Mailbox:
     return _mailboxes[loop]
 
 
+def let_go(error: BaseException | None) -> None:
+    """Of what the frames hold that `error` and its causes came through, a picture perhaps: it would stay until the
+    garbage collector comes."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def in_pool(pool: Executor, work: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
     """As `loop.run_in_executor`, by way of the mailbox."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -221,6 +230,7 @@ def in_pool(pool: Executor, work: Callable[..., T], *arguments: Any) -> "asyncio
         try:
             letters.post(functools.partial(_settle, future, begun(), None))
         except BaseException as error:  # whatever it is, whoever waits is told
+            let_go(error)
             letters.post(functools.partial(_settle, future, None, error))
 
     def dropped(submitted: Future[None]) -> None:

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from app import bombs
+from app.crew import let_go
 from app.errors import ApiError
 from models.pictures import rgb
 
@@ -31,14 +32,21 @@ FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Size in pixels as stored, before the EXIF orientation turns it."""
+    """Size in pixels as stored, before the EXIF orientation turns it. ordinary_jpeg: of colours that need no Pillow."""
 
     width: int
     height: int
+    ordinary_jpeg: bool
 
     @property
     def decoded_bytes(self) -> int:
         return 3 * self.width * self.height
+
+    @property
+    def heavy(self) -> bool:
+        """Whether this is a large picture that Pillow decodes, which takes up to five times `decoded_bytes`
+        meanwhile."""
+        return self.width * self.height > LARGE and not self.ordinary_jpeg
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
@@ -57,12 +65,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
             )
         if image.mode == "F":
             raise ApiError(415, "unsupported_media_type", "pictures of floating-point pixels are not taken")
-        return Header(width, height)
-
-
-def is_heavy(data: bytes, header: Header) -> bool:
-    """Whether this is a large picture that Pillow decodes, which takes up to five times `decoded_bytes` meanwhile."""
-    return header.width * header.height > LARGE and not data.startswith(bombs.JPEG_START)
+        return Header(width, height, _is_ordinary_jpeg(image))
 
 
 def decode(data: bytes) -> Tensor:
@@ -70,9 +73,10 @@ def decode(data: bytes) -> Tensor:
     Raises ApiError 422 when the picture is cut off or damaged."""
     try:
         return _decode(data)
-    except ApiError:
+    except ApiError as error:
         if not data.startswith(bombs.JPEG_START):
             raise
+        let_go(error)  # of its pixels, before others of that size come
         # Many cameras lose only the two bytes that end a JPEG. Then bytes added before them change no pixel; where
         # more is missing, they are taken for picture data.
         whole, padded = _decode(data + JPEG_END), _decode(data + b"\x5a" * 64 + JPEG_END)
@@ -113,10 +117,14 @@ def _open(data: bytes) -> Image.Image:
         raise ApiError(415, "unsupported_media_type", f"not a picture of a known format: {taken}") from error
 
 
+def _is_ordinary_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+
+
 def _ordinary_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
     """Pillow's own pixels in a third of its time, without the GIL. None for what Pillow shall judge: other formats and
     colours, and everything of which the decoder as much as warns, such as missing data."""
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+    if not _is_ordinary_jpeg(image):
         return None
     # The decoder reads the header itself; where it finds a larger picture there, it refuses this buffer.
     pixels = np.empty((image.height, image.width, 3), np.uint8)

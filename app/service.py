@@ -65,7 +65,7 @@ ASPECTS = (
     (640, 640),
 )
 """Height and width of pictures as cameras make them, warmed too: a detector's network is fitted to each new shape of
-its input when it first sees it. (What is wider than these has a shape of its own, which few will ever send.)"""
+its input when it first sees it. Only what is wider than 16:5 has another (`SHORT_SIDES`), which few will ever send."""
 
 AHEAD = 4
 """Pictures that are decoded for each detector on a CPU, the one that it is at among them."""

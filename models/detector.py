@@ -48,9 +48,9 @@ FILL = 114
 
 STRIDE = 32
 
-SHORT_SIDES = (5 / 16, 9 / 16, 11 / 16, 12 / 16, 13 / 16, 1)
-"""The shorter side of what a detector sees, in longer ones: 16:9, 3:2, 4:3 and 5:4 but for the stride, a square, and
-what is wider than all. On a CPU a network is fitted to each shape that it meets, for 50 ms and 10 MB."""
+SHORT_SIDES = (5 / 16, 9 / 16, 2 / 3, 3 / 4, 4 / 5, 1)
+"""The shorter side of what a detector sees, in longer ones, but for the stride: as cameras have them, and a panorama.
+On a CPU a network is fitted to each shape that it meets, for 50 ms and 10 MB."""
 
 
 def build_network(architecture: str) -> Any:

@@ -56,9 +56,6 @@ def package() -> Any:
     """The package, without its telemetry: it would report its import and every conversion to Google Analytics, and put
     a file for that into the home directory. It does without where openvino_telemetry is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    # Kernels that oneDNN keeps, for all networks and shapes together. With its own 1,024 those of a shape that had not
-    # come for a while had to be made anew: 30 to 60 ms, for one picture in 20 of a mixture.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     import openvino  # type: ignore[import-untyped]
 
     return openvino
@@ -76,7 +73,7 @@ def compile_network(
     """As `models.runtime.compile_network`; None where OpenVINO cannot do what `make()` does.
 
     A batch runs in `PIECES`, whose networks are made when they are first needed. With `size` None one network takes
-    every shape, and one batch at a time: a detector's many shapes would gain nothing.
+    every shape, and one batch at a time.
     """
     model = _read(quantized) if quantized else None
     if quantized and model is None:
@@ -160,14 +157,17 @@ def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | N
             with contextlib.suppress(OSError):
                 path.touch()
             return compiled
-    content = _core().compile_model(model, "CPU", properties).export_model().getvalue()
+    compiled = _core().compile_model(model, "CPU", properties)
+    with contextlib.suppress(RuntimeError):  # it cannot be kept
+        content = compiled.export_model().getvalue()
 
-    def write(folder: Path) -> None:
-        (folder / path.name).write_bytes(hashlib.sha256(content).digest() + content)
+        def write(folder: Path) -> None:
+            (folder / path.name).write_bytes(hashlib.sha256(content).digest() + content)
 
-    _keep(write, cache.parent, cache)
-    # Read back it takes less memory than what it was made of: 140 MB for all networks of the bundled pair.
-    return _core().import_model(content, "CPU", properties)
+        _keep(write, cache.parent, cache)
+        # Read back it takes less memory: 140 MB for all networks of the bundled pair.
+        compiled = _core().import_model(content, "CPU", properties)
+    return compiled
 
 
 def convert(module: nn.Module, size: tuple[int, int] | None) -> Any:

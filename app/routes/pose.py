@@ -17,10 +17,10 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from app import bombs, overlay, tracing
-from app.admission import Admission, Room
+from app.admission import HEAVY_AT_ONCE, Admission, Room
 from app.batching import ClientGone, DeadlineExceeded, Overloaded, Run, Ticket
 from app.crew import in_pool
-from app.decode import Header, is_heavy
+from app.decode import Header
 from app.errors import ApiError, request_id, to_api_error
 from app.intake import CLOSE, GivenImage, Picture, Upload, announced_bytes, examine, read, to_picture
 from app.pipeline import ImageResult, Pipeline, PoseOptions, PoseRequest
@@ -44,8 +44,8 @@ LOGGED = ("read", "render")  # parts of the time that the answer does not tell a
 EXAMINERS = ThreadPoolExecutor(4, thread_name_prefix="examiner")
 """For headers, some of which take long on purpose. One picture of a request at a time: of one that is given up no more
 is examined, and one of many pictures leaves threads to others."""
-HEAVY = ThreadPoolExecutor(2, thread_name_prefix="heavy")
-"""For pictures that take several times the memory that is counted of them while they are decoded."""
+HEAVY = ThreadPoolExecutor(HEAVY_AT_ONCE, thread_name_prefix="heavy")
+"""For what takes long to decode, so that others need not wait for it."""
 
 NO_PIXELS = torch.empty(0, 0, 3, dtype=torch.uint8)
 
@@ -252,9 +252,9 @@ async def one_picture(
         return header
     queued = time.monotonic()
     try:
-        async with service.ahead.place(turn):
+        async with service.ahead.place(turn, heavy=header.heavy):
             service.metrics.waited(service.ahead.name, time.monotonic() - queued)
-            pool = HEAVY if is_heavy(upload.data, header) else service.workers
+            pool = HEAVY if header.heavy else service.workers
             picture = await in_pool(pool, decoded, upload, service, work.ticket, queued)
             found = await pipeline.find(picture, upload.boxes, work)
         result = await pipeline.estimate(picture, found, work)
@@ -266,7 +266,8 @@ async def one_picture(
         told = to_api_error(error)
         if told.status == 500:
             log.exception("request %s: a picture failed", work.ticket.request_id)
-        return told
+        # Else it would keep this frame, and so the upload, until the garbage collector comes.
+        return told.with_traceback(None)
 
 
 async def answer(

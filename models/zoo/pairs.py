@@ -260,7 +260,6 @@ def load_pair(
     turns_wide = manifest.detector.architecture in YOLOS and resolve_runtime(device, runtime) == "openvino"
     wide_detector = None
     if turns_wide and detectors > 1:
-        # It runs while there is little to do, when pictures come from few cameras.
         wide_detector = load(threads=detectors * torch.get_num_threads())
     router = load_router(folder, manifest.router, device, dtype, runtime, manifest.small)
     # Where several threads may call a network, one will do for both: 65 MB.

@@ -117,6 +117,26 @@ def test_so_many_pictures_are_decoded_ahead_and_the_others_wait_in_their_order()
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
+def test_heavy_pictures_leave_places_to_others():
+    async def run():
+        ahead, entered, go_on = Ahead(8), [], asyncio.Event()
+
+        async def picture(name, heavy):
+            async with ahead.place(ahead.turn(), heavy=heavy):
+                entered.append(name)
+                await go_on.wait()
+
+        heavy = [asyncio.create_task(picture(number, True)) for number in range(10)]
+        light = [asyncio.create_task(picture("light", False)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert (entered, ahead.depth) == ([0, 1, "light", "light"], 8)
+        go_on.set()
+        await asyncio.gather(*heavy, *light)
+        assert ahead.depth == 0
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_request_of_many_pictures_leaves_places_to_others(size):
     async def run():

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import time
 import weakref
@@ -327,6 +328,29 @@ def test_who_stops_waiting_leaves_nothing_of_the_work_behind() -> None:
             await first
 
     asyncio.run(run())
+
+
+def test_what_fails_leaves_nothing_of_its_work_behind() -> None:
+    kept: list[weakref.ref[object]] = []
+
+    def decode() -> None:
+        picture = threading.Event()
+        kept.append(weakref.ref(picture))
+        try:
+            raise ValueError("cut off")
+        except ValueError as error:
+            raise RuntimeError(f"{picture} is damaged") from error
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="damaged"):
+            await in_pool(pool, decode)
+        assert kept[0]() is None
+
+    gc.disable()
+    try:
+        asyncio.run(run())
+    finally:
+        gc.enable()
 
 
 def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:

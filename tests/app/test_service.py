@@ -28,6 +28,7 @@ from app.service import (
     warm,
 )
 from app.settings import Settings
+from models.detector import letterbox
 from models.zoo import PairError, read_manifest
 from tests.app.conftest import FakePair, picture_of
 from tests.process import until
@@ -238,13 +239,20 @@ def test_every_batch_size_and_usual_picture_is_warmed():
         for stage in ("detect", "score", "small", "large")
     }
     wide = []
-    pair.wide_detector = lambda pictures, floors: wide.append(pictures) or pair.detector(pictures, floors)
+    pair.wide_detector = lambda pictures, _: wide.append(pictures) or [torch.empty(0, 5)]
     stages = build_stages(pair, observer(), max_passed_over_s=0.2, at_once=2)
     warm(pair, stages)
     assert {tuple(picture.shape[:2]) for (picture,) in wide} == set(ASPECTS)
     assert {shape for stage, _, shape in seen if stage == "detect"} == set(ASPECTS)
     for stage, buckets in BUCKETS["cpu"].items():
         assert {size for name, size, _ in seen if name == stage} == set(buckets)
+
+
+def test_usual_pictures_have_every_shape_but_that_of_panoramas():
+    seen = {letterbox(torch.zeros(*aspect, 3, dtype=torch.uint8), 512).shape[1:] for aspect in ASPECTS}
+    assert seen == {(512, side) for side in (288, 352, 384, 416, 512)} | {
+        (side, 512) for side in (288, 352, 384, 416)
+    }
 
 
 def test_people_are_warmed_as_they_will_be_asked_for(pair_folder, monkeypatch):

@@ -102,3 +102,12 @@ def test_tokens_do_not_show_in_a_printed_setting(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("ADMIN_TOKEN", "quite-secret")
     monkeypatch.setenv("POSE_TOKEN", "also-secret")
     assert "secret" not in f"{load_settings()!r} {load_settings()}".replace("SecretStr", "")
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_named(monkeypatch):
+    def refuse():
+        raise PermissionError(13, "Permission denied", ".env")
+
+    monkeypatch.setattr("app.settings.Settings", refuse)
+    with pytest.raises(SettingsError, match=r"^\.env cannot be read: Permission denied$"):
+        load_settings()

@@ -103,6 +103,16 @@ def test_a_letterbox_keeps_the_aspect_and_pads_to_the_stride():
     assert image.permute(1, 2, 0).is_contiguous()
 
 
+@pytest.mark.parametrize("aspect", [(360, 640), (427, 640), (480, 640), (512, 640), (640, 640)])
+def test_usual_pictures_are_padded_to_the_stride_and_no_further(aspect: tuple[int, int]):
+    height, width = aspect
+    assert letterbox(torch.zeros(height, width, 3, dtype=torch.uint8), 640).shape == (
+        3,
+        -(-height // 32) * 32,
+        640,
+    )
+
+
 @given(st.integers(1, 400), st.integers(1, 400))
 @example(180, 320)
 @example(320, 213)
