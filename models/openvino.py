@@ -165,7 +165,7 @@ def _compiled(model: Any, size: int, properties: dict[str, Any], cache: Path | N
             (folder / path.name).write_bytes(hashlib.sha256(content).digest() + content)
 
         _keep(write, cache.parent, cache)
-        # Read back it takes less memory: 140 MB for all networks of the bundled pair.
+        # Read back it takes less memory: 120 MB for all networks of the bundled pair.
         compiled = _core().import_model(content, "CPU", properties)
     return compiled
 
